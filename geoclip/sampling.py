@@ -1,0 +1,140 @@
+"""Which photos form the batch of a step: pure functions of (seed, step), so that resuming is trivial.
+
+Every sampler answers `batch(step)` without having produced the batches before it. A run that is killed at
+step t starts its loader at step t and sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.neighbors import BallTree
+from torch.utils.data import Sampler
+
+Rows = NDArray[np.int64]
+
+
+class RandomBatchSampler:
+    """Every row once per epoch in a new random order; an epoch's incomplete last batch is dropped.
+
+    Args:
+        rows: number of rows in the data set.
+        batch_size: rows per batch.
+        seed: with the step, all there is to a batch.
+
+    Raises:
+        ValueError: `batch_size` below 1 or above `rows`.
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, seed: int = 0) -> None:
+        _check_batch_size(batch_size, rows)
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self._shuffled: tuple[int, Rows] | None = None
+
+    def batch(self, step: int) -> Rows:
+        """Return the (batch_size,) rows of this step."""
+        epoch, position = divmod(step, self.rows // self.batch_size)
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            self._shuffled = (epoch, order)
+        return self._shuffled[1][position * self.batch_size :][: self.batch_size]
+
+
+class NeighbourBatchSampler:
+    """Batches of random seeds, each with the places nearest to it, then random rows up to the batch size.
+
+    Sample4Geo's geographic-neighbour batches (Deuser et al., 2023): near places are in each other's
+    denominators, and the location encoder must tell them apart. Every seed brings its nearest rows that are
+    not in the batch yet, by great-circle distance. No row comes twice in a batch.
+
+    Args:
+        latlon: (N, 2) latitude and longitude of the rows in degrees.
+        batch_size: rows per batch.
+        neighbours: places that each seed brings.
+        seeds: seeds per batch; by default as many as fit, batch_size // (1 + neighbours).
+        seed: with the step, all there is to a batch.
+
+    Raises:
+        ValueError: `latlon` is not (N, 2), `batch_size` below 1 or above N, a negative number, or more seeds
+            with their neighbours than `batch_size`.
+    """
+
+    def __init__(
+        self,
+        latlon: NDArray[np.float64],
+        batch_size: int,
+        *,
+        neighbours: int = 7,
+        seeds: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if latlon.ndim != 2 or latlon.shape[1] != 2:
+            raise ValueError(f"latlon: wanted shape (N, 2), got {latlon.shape}")
+        _check_batch_size(batch_size, len(latlon))
+        if neighbours < 0:
+            raise ValueError(f"neighbours: wanted at least 0, got {neighbours}")
+        self.seeds = batch_size // (1 + neighbours) if seeds is None else seeds
+        if not 0 <= self.seeds * (1 + neighbours) <= batch_size:
+            raise ValueError(
+                f"seeds: wanted seeds·(1 + neighbours) between 0 and batch_size {batch_size}, "
+                f"got {self.seeds} seeds with {neighbours} neighbours each"
+            )
+        self.batch_size, self.neighbours = batch_size, neighbours
+        # the tree's haversine wants radians and takes latitude first
+        self._radians = np.radians(latlon)
+        self._tree = BallTree(self._radians, metric="haversine")
+        self._random = RandomBatchSampler(len(latlon), batch_size, seed=seed)
+
+    def batch(self, step: int) -> Rows:
+        """Return the (batch_size,) rows of this step."""
+        candidates = self._random.batch(step)  # distinct: the seeds first, the others fill the batch
+        chosen = dict.fromkeys(candidates[: self.seeds].tolist())
+        for seed_row in candidates[: self.seeds]:
+            self._add_nearest(seed_row, chosen)
+        for row in candidates[self.seeds :].tolist():
+            if len(chosen) == self.batch_size:
+                break
+            chosen.setdefault(row)
+        return np.fromiter(chosen, dtype=np.int64, count=self.batch_size)
+
+    def _add_nearest(self, seed_row: np.int64, chosen: dict[int, None]) -> None:
+        wanted = len(chosen) + self.neighbours
+        looked_at = 1 + 2 * self.neighbours
+        while len(chosen) < wanted:
+            k = min(looked_at, len(self._radians))
+            nearest = self._tree.query(self._radians[seed_row, None], k=k, return_distance=False)[0]
+            for row in nearest.tolist():
+                if len(chosen) == wanted:
+                    break
+                chosen.setdefault(row)
+            looked_at *= 4  # they were taken by other seeds: look further
+
+
+class StepSampler(Sampler[list[int]]):
+    """The batches of the steps from `first_step()` to `last_step`, for a DataLoader's `batch_sampler`.
+
+    Args:
+        batch: a sampler's `batch`.
+        first_step: asked when iteration begins; the trainer's step, so that a resumed run goes on there.
+        last_step: number of steps of the whole run, also its length: Lightning counts the steps before a
+            resumption too.
+    """
+
+    def __init__(self, batch: Callable[[int], Rows], first_step: Callable[[], int], last_step: int) -> None:
+        self._batch, self._first_step, self._last_step = batch, first_step, last_step
+
+    def __len__(self) -> int:
+        return self._last_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self._first_step(), self._last_step):
+            yield self._batch(step).tolist()
+
+
+def _check_batch_size(batch_size: int, rows: int) -> None:
+    if not 1 <= batch_size <= rows:
+        raise ValueError(
+            f"batch_size: wanted between 1 and the {rows} rows of the data set, got {batch_size}"
+        )
