@@ -1,0 +1,33 @@
+"""Semivariogram-regularised contrastive learning on the Earth."""
+
+from semivario_kernels.backends import available_backends, explain_backend
+from semivario_kernels.dissimilarity import cosine_dissimilarity
+from semivario_kernels.empirical_variogram import EmpiricalVariogram, even_edges_km, log_edges_km
+from semivario_kernels.fit import VariogramFit, fit_variogram
+from semivario_kernels.geometry import EARTH_RADIUS_KM, pairwise_haversine
+from semivario_kernels.loss import semivariogram_info_nce
+from semivario_kernels.modules import GalleryInfoNCE, SemivariogramInfoNCE
+from semivario_kernels.policy import NegativePolicy
+from semivario_kernels.semivariance import binned_semivariance
+from semivario_kernels.topk import topk_gallery
+from semivario_kernels.variogram import VariogramModel
+
+__all__ = [
+    "EARTH_RADIUS_KM",
+    "EmpiricalVariogram",
+    "GalleryInfoNCE",
+    "NegativePolicy",
+    "SemivariogramInfoNCE",
+    "VariogramFit",
+    "VariogramModel",
+    "available_backends",
+    "binned_semivariance",
+    "cosine_dissimilarity",
+    "even_edges_km",
+    "explain_backend",
+    "fit_variogram",
+    "log_edges_km",
+    "pairwise_haversine",
+    "semivariogram_info_nce",
+    "topk_gallery",
+]

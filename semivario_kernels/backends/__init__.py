@@ -1,0 +1,57 @@
+"""Which implementation runs the operators, and why."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+# fastest first; each module has the operators and `unavailable(device) -> reason or None`
+BACKENDS = ("reference",)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"semivario_kernels.backends.{name}")
+
+
+def available_backends(device: torch.device | str = "cpu") -> list[str]:
+    """Names of the backends that can serve `device`, fastest first."""
+    place = torch.device(device)
+    return [name for name in BACKENDS if _module(name).unavailable(place) is None]
+
+
+def choose(name: str | None, tensor: torch.Tensor) -> str:
+    """Name the backend for `tensor`: the argument, else SEMIVARIO_BACKEND, else the fastest available.
+
+    Raises:
+        ValueError: an unknown name, or a backend that cannot serve the tensor's device, with its reason.
+    """
+    source = "backend" if name is not None else "SEMIVARIO_BACKEND"
+    name = name or os.environ.get("SEMIVARIO_BACKEND") or None
+    if name is None:
+        return available_backends(tensor.device)[0]
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: wanted one of {', '.join(BACKENDS)}, got {name!r}")
+    reason = _module(name).unavailable(tensor.device)
+    if reason is not None:
+        raise ValueError(f"{source}: {name!r} cannot serve {tensor.device}: {reason}")
+    return name
+
+
+def load(name: str | None, tensor: torch.Tensor) -> ModuleType:
+    """Import the backend that `choose` names."""
+    return _module(choose(name, tensor))
+
+
+def explain_backend(tensor: torch.Tensor) -> str:
+    """Say which backend runs for `tensor`, and why not the others, one line each."""
+    chosen = choose(None, tensor)
+    forced = " (SEMIVARIO_BACKEND)" if os.environ.get("SEMIVARIO_BACKEND") else ""
+    lines = [f"{chosen}: runs on {tensor.device}{forced}"]
+    for name in BACKENDS:
+        if name != chosen:
+            reason = _module(name).unavailable(tensor.device) or f"available; {chosen} comes first"
+            lines.append(f"{name}: {reason}")
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""Argument checks: every error names the argument, what came and what was wanted."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+ArrayLike = torch.Tensor | npt.NDArray[Any]
+
+FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+POSITION_DTYPES = (torch.float32, torch.float64)
+
+
+def as_tensor(name: str, value: object) -> torch.Tensor:
+    """Return a tensor as it is and a NumPy array as a tensor that shares its memory."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            raise ValueError(f"{name}: wanted numbers, got a NumPy array of dtype {value.dtype}")
+        if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
+            value = value.copy()  # torch refuses the first and warns of the second
+        return torch.from_numpy(value)
+    raise ValueError(f"{name}: wanted a tensor or a NumPy array, got {type(value).__name__}")
+
+
+def is_checked(tensor: torch.Tensor) -> bool:
+    """Say whether values may be looked at: always on the CPU, elsewhere only with SEMIVARIO_CHECK=1."""
+    return tensor.device.type == "cpu" or os.environ.get("SEMIVARIO_CHECK") == "1"
+
+
+def check_matrix(
+    name: str, value: object, *, rows: int | None = None, columns: int | None = None
+) -> torch.Tensor:
+    """Return `value` as a non-empty (rows, columns) tensor of a floating dtype."""
+    tensor = as_tensor(name, value)
+    wanted = f"({'n' if rows is None else rows}, {'dimensions' if columns is None else columns})"
+    if tensor.ndim != 2 or rows not in (None, tensor.shape[0]) or columns not in (None, tensor.shape[1]):
+        raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name}: wanted shape {wanted} with at least one row, got {tuple(tensor.shape)}")
+    if tensor.dtype not in FEATURE_DTYPES:
+        raise ValueError(f"{name}: wanted float32, float64, bfloat16 or float16, got {tensor.dtype}")
+    return tensor
+
+
+def check_latlon(name: str, value: object, *, rows: int | None = None) -> torch.Tensor:
+    """Return positions as a float (rows, 2) tensor of latitudes within ±90° and finite longitudes."""
+    tensor = as_tensor(name, value)
+    if not tensor.is_floating_point() and tensor.dtype is not torch.bool:
+        tensor = tensor.double()  # whole degrees are exact
+    wanted = f"({'n' if rows is None else rows}, 2) of (latitude, longitude) in degrees"
+    if tensor.ndim != 2 or tensor.shape[1] != 2 or rows not in (None, tensor.shape[0]):
+        raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
+    if tensor.shape[0] == 0:
+        raise ValueError(f"{name}: wanted shape {wanted} with at least one row, got {tuple(tensor.shape)}")
+    if tensor.dtype not in POSITION_DTYPES:
+        raise ValueError(f"{name}: wanted float32 or float64 degrees, got {tensor.dtype}")
+    if is_checked(tensor):
+        latitude = tensor[:, 0]
+        bad = ~torch.isfinite(tensor).all(dim=1) | (latitude.abs() > 90)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            seen = tuple(tensor[row].tolist())
+            hint = (
+                "; are latitude and longitude swapped?"
+                if torch.isfinite(tensor).all() and tensor[:, 1].abs().max() <= 90
+                else ""
+            )
+            raise ValueError(
+                f"{name}: wanted finite (latitude, longitude) in degrees with latitude within ±90, "
+                f"got {seen} in row {row}{hint}"
+            )
+    return tensor
+
+
+def check_same(what: str, first_name: str, first: torch.Tensor, name: str, tensor: torch.Tensor) -> None:
+    """Refuse two tensors that differ in `what` ('device' or 'dtype')."""
+    wanted, got = getattr(first, what), getattr(tensor, what)
+    if wanted != got:
+        raise ValueError(f"{name}: wanted the {what} of {first_name}, {wanted}, got {got}")
+
+
+def check_indices(
+    name: str, value: object, *, shape: tuple[int, ...], low: int, high: int, device: torch.device
+) -> torch.Tensor:
+    """Return int64 indices of `shape` (-1 in it stands for any length) in low … high-1."""
+    tensor = as_tensor(name, value)
+    wanted = "(" + ", ".join("k" if n < 0 else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+    if tensor.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, tensor.shape, strict=True)):
+        raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
+    if tensor.dtype != torch.int64:
+        raise ValueError(f"{name}: wanted int64 indices, got {tensor.dtype}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: wanted device {device}, got {tensor.device}")
+    if is_checked(tensor) and tensor.numel():
+        bad = (tensor < low) | (tensor >= high)
+        if bool(bad.any()):
+            raise ValueError(f"{name}: wanted indices in {low} … {high - 1}, got {int(tensor[bad][0])}")
+    return tensor
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    low: float = -float("inf"),
+    high: float = float("inf"),
+    open_low: bool = False,
+) -> float:
+    """Return a finite float in [low, high], or (low, high] with `open_low`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: wanted a number, got {value!r}") from None
+    if not (np.isfinite(number) and low <= number <= high and not (open_low and number == low)):
+        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name}: wanted a finite number in {bounds}, got {value!r}")
+    return number
+
+
+def like_input(result: torch.Tensor, *inputs: object) -> Any:
+    """Return NumPy where every input was NumPy, a tensor otherwise."""
+    given = [value for value in inputs if value is not None]
+    return result.numpy() if all(isinstance(value, np.ndarray) for value in given) else result

@@ -1,0 +1,339 @@
+"""The semivariogram-regularised InfoNCE loss, as a function.
+
+With similarities s·⟨x_i, y_j⟩, a policy's logit factor a, log-weight b and soft-target mass f, positives t_i
+and label smoothing ε, over the live entries of every row (all but its excluded ones, M_i in number):
+
+    l_ij = a_ij · s·⟨x_i, y_j⟩ + b_ij   for j ≠ t_i;      l_it = s·⟨x_i, y_t⟩
+    T_ij = (1−ε)·(1[j=t_i] + f_ij) / (1 + Σ_k f_ik) + ε/M_i
+    loss_i = logΣ_j exp(l_ij) − Σ_j T_ij·l_ij
+
+InfoNCE: van den Oord et al., 2018, equation 4; symmetric form: Radford et al., 2021, figure 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from semivario_kernels import backends
+from semivario_kernels.checks import (
+    ArrayLike,
+    as_tensor,
+    check_indices,
+    check_latlon,
+    check_matrix,
+    check_number,
+    check_same,
+    is_checked,
+)
+from semivario_kernels.geometry import unit_vectors
+from semivario_kernels.policy import NegativePolicy
+from semivario_kernels.variogram import VariogramModel
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from semivario_kernels.distributed import Shards
+
+Reduction = Literal["mean", "sum", "none"]
+DEFAULT_POLICY = NegativePolicy.explained()
+
+
+@dataclass(frozen=True)
+class InfoNCEProblem:
+    """The checked arguments of one loss, as the backends take them.
+
+    Attributes:
+        x: (N, D) query features.
+        y: (M, D) gallery features.
+        logit_scale: scalar s, already exponentiated.
+        targets: (N,) int64 index of every query's positive.
+        policy: the negative policy.
+        variogram: γ, None where the policy does not read it.
+        p: (N, 3) float64 unit vectors of the queries, None where the policy does not read positions.
+        q: (M, 3) of the gallery.
+        v: (N, E) visual embeddings of the queries, None where the policy does not read them or d comes from
+            the features.
+        u: (M, E) of the gallery.
+        exclude: (N, K) int64 gallery indices that leave row i, padded by −1, or None.
+        label_smoothing: ε.
+        symmetric: add the columns' loss.
+        normalize: L2-normalise x and y.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    logit_scale: torch.Tensor
+    targets: torch.Tensor
+    policy: NegativePolicy
+    variogram: VariogramModel | None
+    p: torch.Tensor | None
+    q: torch.Tensor | None
+    v: torch.Tensor | None
+    u: torch.Tensor | None
+    exclude: torch.Tensor | None
+    label_smoothing: float
+    symmetric: bool
+    normalize: bool
+
+
+def semivariogram_info_nce(
+    x: ArrayLike,
+    y: ArrayLike,
+    query_latlon: ArrayLike | None,
+    gallery_latlon: ArrayLike | None,
+    logit_scale: torch.Tensor | float,
+    *,
+    variogram: VariogramModel | None = None,
+    policy: NegativePolicy = DEFAULT_POLICY,
+    query_embeddings: ArrayLike | None = None,
+    gallery_embeddings: ArrayLike | None = None,
+    dissimilarity: Literal["features"] | None = None,
+    targets: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    symmetric: bool = False,
+    normalize: bool = True,
+    row_weights: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    group: ProcessGroup | None = None,
+    workspace_mb: int | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """InfoNCE whose negatives are re-weighted by how alike they look for how far apart they are.
+
+    Gradients flow to `x`, `y` and `logit_scale`; a policy's terms are constants.
+
+    Args:
+        x: (N, D) query (image) features.
+        y: (M, D) gallery (location) features, the dtype of `x`.
+        query_latlon: (N, 2) positions of the queries, latitude and longitude in degrees; None where the
+            policy does not read positions.
+        gallery_latlon: (M, 2) positions of the gallery.
+        logit_scale: scalar s that multiplies the similarities, already exponentiated.
+        variogram: the fitted semivariogram, for policies that read it.
+        policy: what becomes of the negatives; `NegativePolicy.none()` is plain InfoNCE.
+        query_embeddings: (N, E) frozen visual embeddings of the queries, of any length; an all-zero row means
+            "no image", and its pairs keep a = 1, b = f = 0 under policies that read the dissimilarity.
+        gallery_embeddings: (M, E), the dtype of `query_embeddings`.
+        dissimilarity: "features" takes d = 1 − ⟨x, y⟩ of the current features, without a gradient, instead of
+            embeddings; the variogram must have been fitted on the same quantity.
+        targets: (N,) int64 gallery index of every query's positive; 0 … N−1 when left out, plus the rank's
+            offset with `group`.
+        label_smoothing: ε in [0, 1].
+        symmetric: return ½(rows + columns); the targets must be a permutation of the gallery. A column's
+            weight is its positive's row weight.
+        normalize: L2-normalise `x` and `y` inside.
+        row_weights: (N,) weights ≥ 0; "mean" is Σ w·loss / Σ w, and "none" returns w·loss.
+        exclude: (N, K) int64 gallery indices that leave a row's denominator, padded by −1; never the row's
+            own positive.
+        reduction: "mean", "sum" or "none", which returns (N,): of the symmetric loss ½(row_i + column_{t_i}).
+        group: a torch.distributed group over whose ranks queries and gallery are split. Targets and `exclude`
+            then index the gallery concatenated in rank order. Every rank returns the loss of its own rows;
+            the gradients it leaves, averaged over the ranks as DistributedDataParallel does, are those of the
+            global mean (of the mean over ranks of the sum, for "sum" and "none").
+        workspace_mb: bound on the scratch memory of the backends that have one.
+        backend: a name from `available_backends()`; None picks the fastest.
+
+    Returns:
+        A scalar, or (N,) for "none", in float64 where `x` is float64, else float32.
+
+    Raises:
+        ValueError: shapes that do not agree, empty inputs, different devices or dtypes, NaN or infinite
+            coordinates, latitudes outside ±90°, indices out of range (values are looked at on the CPU, or
+            anywhere with SEMIVARIO_CHECK=1); a policy without the variogram, positions or embeddings it
+            reads; N > M without targets; a symmetric loss whose targets are no permutation.
+    """
+    features = check_matrix("x", x)
+    gallery = check_matrix("y", y, columns=features.shape[1])
+    check_same("device", "x", features, "y", gallery)
+    check_same("dtype", "x", features, "y", gallery)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction: wanted 'mean', 'sum' or 'none', got {reduction!r}")
+    if not isinstance(policy, NegativePolicy):
+        raise ValueError(f"policy: wanted a NegativePolicy, got {type(policy).__name__}")
+    if workspace_mb is not None:
+        check_number("workspace_mb", workspace_mb, low=0, open_low=True)
+    scale = torch.as_tensor(logit_scale, device=features.device)
+    if scale.numel() != 1 or not scale.is_floating_point():
+        raise ValueError(
+            f"logit_scale: wanted a floating-point scalar, got {scale.dtype} of shape {tuple(scale.shape)}"
+        )
+    epsilon = check_number("label_smoothing", label_smoothing, low=0, high=1)
+    n = features.shape[0]
+    weights = None if row_weights is None else _check_weights(row_weights, features)
+    p, q = _check_positions(policy, query_latlon, gallery_latlon, features, gallery)
+    v, u = _check_dissimilarity(
+        policy, variogram, dissimilarity, query_embeddings, gallery_embeddings, features, gallery
+    )
+
+    if group is not None:
+        from semivario_kernels.distributed import Shards
+
+        shards = Shards(n, gallery.shape[0], group, features.device)
+        gallery, q, u = shards.gather_gallery(gallery), shards.gather_gallery(q), shards.gather_gallery(u)
+    else:
+        shards = None
+    m = gallery.shape[0]
+
+    if targets is None:
+        first, own_gallery = (0, m) if shards is None else (shards.gallery_offset, shards.own_gallery)
+        if n > own_gallery:
+            raise ValueError(
+                f"targets: wanted the index of every query's positive, since there are {n} queries for "
+                f"{own_gallery} gallery entries; got None"
+            )
+        positives = torch.arange(first, first + n, device=features.device)
+    else:
+        positives = check_indices("targets", targets, shape=(n,), low=0, high=m, device=features.device)
+    excluded = None if exclude is None else _check_exclude(exclude, positives, m)
+    if symmetric and shards is not None:
+        features, positives = shards.gather_queries(features), shards.gather_queries(positives)
+        p, v, excluded = shards.gather_queries(p), shards.gather_queries(v), shards.gather_queries(excluded)
+    if symmetric:
+        _check_permutation(positives, m)
+
+    losses = backends.load(backend, features).info_nce(
+        InfoNCEProblem(
+            x=features,
+            y=gallery,
+            logit_scale=scale,
+            targets=positives,
+            policy=policy,
+            variogram=variogram,
+            p=p,
+            q=q,
+            v=v,
+            u=u,
+            exclude=excluded,
+            label_smoothing=epsilon,
+            symmetric=symmetric,
+            normalize=normalize,
+        )
+    )
+    if symmetric and shards is not None:
+        losses = shards.own_queries(losses)
+    return _reduce(losses, weights, reduction, shards)
+
+
+def _reduce(
+    losses: torch.Tensor, weights: torch.Tensor | None, reduction: Reduction, shards: Shards | None
+) -> torch.Tensor:
+    if weights is not None:
+        losses = losses * weights
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    total = losses.new_tensor(losses.shape[0]) if weights is None else weights.sum()
+    mean = losses.sum() / total
+    return mean if shards is None else shards.scale_gradient(mean, total)
+
+
+def _check_weights(row_weights: ArrayLike, x: torch.Tensor) -> torch.Tensor:
+    weights = as_tensor("row_weights", row_weights)
+    if weights.shape != x.shape[:1]:
+        raise ValueError(f"row_weights: wanted shape ({x.shape[0]},), got {tuple(weights.shape)}")
+    check_same("device", "x", x, "row_weights", weights)
+    weights = weights.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if is_checked(weights):
+        bad = ~(torch.isfinite(weights) & (weights >= 0))
+        if bool(bad.any()):
+            raise ValueError(f"row_weights: wanted finite weights ≥ 0, got {float(weights[bad][0])}")
+        if not bool(weights.sum() > 0):
+            raise ValueError("row_weights: wanted at least one weight above 0, got only zeros")
+    return weights
+
+
+def _check_positions(
+    policy: NegativePolicy,
+    query_latlon: ArrayLike | None,
+    gallery_latlon: ArrayLike | None,
+    x: torch.Tensor,
+    y: torch.Tensor,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    vectors: list[torch.Tensor | None] = []
+    for name, latlon, features, of in (
+        ("query_latlon", query_latlon, x, "x"),
+        ("gallery_latlon", gallery_latlon, y, "y"),
+    ):
+        if latlon is None:
+            if policy.reads_positions:
+                raise ValueError(
+                    f"{name}: policy {policy.kind!r} reads distances; wanted ({features.shape[0]}, 2) degrees, "
+                    "got None"
+                )
+            vectors.append(None)
+            continue
+        degrees = check_latlon(name, latlon, rows=features.shape[0])
+        check_same("device", of, features, name, degrees)
+        vectors.append(unit_vectors(degrees.detach()) if policy.reads_positions else None)
+    return vectors[0], vectors[1]
+
+
+def _check_dissimilarity(
+    policy: NegativePolicy,
+    variogram: VariogramModel | None,
+    dissimilarity: str | None,
+    query_embeddings: ArrayLike | None,
+    gallery_embeddings: ArrayLike | None,
+    x: torch.Tensor,
+    y: torch.Tensor,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if variogram is not None and not isinstance(variogram, VariogramModel):
+        raise ValueError(f"variogram: wanted a VariogramModel, got {type(variogram).__name__}")
+    if dissimilarity not in (None, "features"):
+        raise ValueError(f"dissimilarity: wanted None or 'features', got {dissimilarity!r}")
+    names = ("query_embeddings", "gallery_embeddings")
+    given = [value is not None for value in (query_embeddings, gallery_embeddings)]
+    if given[0] != given[1]:
+        missing = names[given.index(False)]
+        raise ValueError(f"{missing}: wanted together with {names[given.index(True)]}, got None")
+    v = u = None
+    if query_embeddings is not None and gallery_embeddings is not None:
+        if dissimilarity == "features":
+            raise ValueError("dissimilarity: 'features' takes no embeddings, got query_embeddings")
+        v = check_matrix(names[0], query_embeddings, rows=x.shape[0]).detach()
+        u = check_matrix(names[1], gallery_embeddings, rows=y.shape[0], columns=v.shape[1]).detach()
+        check_same("device", "x", x, names[0], v)
+        check_same("device", "x", x, names[1], u)
+        check_same("dtype", names[0], v, names[1], u)
+    if not policy.reads_dissimilarity:
+        return None, None
+    if variogram is None:
+        raise ValueError(
+            f"variogram: policy {policy.kind!r} reads γ(h); wanted a VariogramModel (see fit_variogram), "
+            "got None"
+        )
+    if v is None and dissimilarity is None:
+        raise ValueError(
+            f"query_embeddings: policy {policy.kind!r} reads the visual dissimilarity; wanted "
+            f"({x.shape[0]}, E) embeddings here and in gallery_embeddings, or dissimilarity='features'; got None"
+        )
+    return v, u
+
+
+def _check_exclude(exclude: ArrayLike, targets: torch.Tensor, m: int) -> torch.Tensor:
+    indices = check_indices(
+        "exclude", exclude, shape=(targets.shape[0], -1), low=-1, high=m, device=targets.device
+    )
+    if is_checked(indices):
+        own = (indices == targets[:, None]).any(dim=1)
+        if bool(own.any()):
+            row = int(own.nonzero()[0])
+            raise ValueError(
+                f"exclude: wanted negatives only, got row {row}'s own positive, {int(targets[row])}"
+            )
+    return indices
+
+
+def _check_permutation(targets: torch.Tensor, m: int) -> None:
+    n = targets.shape[0]
+    if n != m:
+        raise ValueError(f"symmetric: wanted as many queries as gallery entries, got {n} and {m}")
+    if is_checked(targets) and int(torch.bincount(targets, minlength=m).max()) != 1:
+        raise ValueError(
+            f"targets: wanted a permutation of 0 … {m - 1} for the symmetric loss, got repeated entries"
+        )

@@ -1,0 +1,161 @@
+"""Negative policies: the last third of the pair arithmetic, in torch.
+
+A policy turns distance h, dissimilarity d, γ(h) and ρ(h) of a negative pair into its logit factor a, its
+log-weight b and its soft-target mass f. The log-weight is added: multiplying a signed logit would make a
+negative logit easier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from semivario_kernels.checks import check_number
+
+READS_NOTHING = ("none",)
+READS_POSITIONS_ONLY = ("distance", "distance_linear")
+READS_DISSIMILARITY = ("semivariogram", "explained", "threshold", "rectify", "penalty")
+POLICY_KINDS = READS_NOTHING + READS_POSITIONS_ONLY + READS_DISSIMILARITY
+
+
+class PairTerms(NamedTuple):
+    """What a policy says of every pair, (N, M) each; None where it is a = 1, b = 0 or f = 0 throughout."""
+
+    factor: torch.Tensor | None = None
+    log_weight: torch.Tensor | None = None
+    soft_target: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class NegativePolicy:
+    """How negative pairs are re-weighted; made by one of its presets.
+
+    With e = γ(h) − d, the surprise (positive when a pair is more alike than expected at its distance), and
+    e⁺ = max(0, e − tolerance), every negative's logit becomes a·s·⟨x, y⟩ + b, and f is the mass it gets as a
+    soft positive. Positives are never re-weighted, and all terms are constants for the gradient.
+    Use the presets; the fields a kind does not read stay 0.
+    """
+
+    kind: str
+    hard: float = 0.0
+    false: float = 0.0
+    tolerance: float = 0.0
+    mass: float = 0.0
+    range_km: float = 0.0
+    strength: float = 0.0
+    scale_km: float = 0.0
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in POLICY_KINDS:
+            raise ValueError(f"policy: wanted a kind of {', '.join(POLICY_KINDS)}, got {self.kind!r}")
+        for name in ("hard", "false", "tolerance", "mass"):
+            self._check(name, low=0)
+        self._check("strength", low=-1, open_low=True)
+        self._check("weight")
+        self._check("range_km", low=0, open_low=self.kind in ("threshold", "penalty"))
+        self._check("scale_km", low=0, open_low=self.kind in READS_POSITIONS_ONLY)
+
+    def _check(self, name: str, *, low: float = -float("inf"), open_low: bool = False) -> None:
+        object.__setattr__(self, name, check_number(name, getattr(self, name), low=low, open_low=open_low))
+
+    @property
+    def reads_positions(self) -> bool:
+        """Whether h is needed."""
+        return self.kind not in READS_NOTHING
+
+    @property
+    def reads_dissimilarity(self) -> bool:
+        """Whether d and γ are needed, and so embeddings and a fitted variogram."""
+        return self.kind in READS_DISSIMILARITY
+
+    @classmethod
+    def none(cls) -> NegativePolicy:
+        """Plain InfoNCE: needs no variogram, no positions and no embeddings."""
+        return cls("none")
+
+    @classmethod
+    def semivariogram(cls, hard: float, false: float, tolerance: float = 0.0) -> NegativePolicy:
+        """b = e⁺·(hard·(1−ρ) − false·ρ): surprise decides, the fitted correlation says how far is far.
+
+        Args:
+            hard: log-weight per unit of surprise of an uncorrelated (far) pair, ≥ 0.
+            false: log-weight taken per unit of surprise of a fully correlated (near) pair, ≥ 0.
+            tolerance: surprise that is forgiven, ≥ 0, in units of the dissimilarity.
+        """
+        return cls("semivariogram", hard=hard, false=false, tolerance=tolerance)
+
+    @classmethod
+    def explained(cls, hard: float = 0.0, false: float = 6.0, tolerance: float = 0.0) -> NegativePolicy:
+        """b = hard·(1−ρ)·e⁺ − false·ρ·max(0, 1 − d/sill).
+
+        As `semivariogram`, but a near pair is excused for how alike it is, not for surprise: where γ(h) is
+        close to 0 nothing can be more alike than expected. Arguments as there.
+        """
+        return cls("explained", hard=hard, false=false, tolerance=tolerance)
+
+    @classmethod
+    def threshold(cls, hard: float, false: float, range_km: float, tolerance: float = 0.0) -> NegativePolicy:
+        """b = +hard·e⁺ where h > range_km, −false·e⁺ elsewhere: a sharp range; km, > 0."""
+        return cls("threshold", hard=hard, false=false, range_km=range_km, tolerance=tolerance)
+
+    @classmethod
+    def rectify(cls, mass: float, hard: float, false: float, tolerance: float = 0.0) -> NegativePolicy:
+        """b as `semivariogram`; f = mass·min(1, e⁺/γ)·ρ, 0 where γ = 0: false negatives become soft positives."""
+        return cls("rectify", mass=mass, hard=hard, false=false, tolerance=tolerance)
+
+    @classmethod
+    def penalty(cls, range_km: float) -> NegativePolicy:
+        """a = exp(max(0, −e)) where h ≤ range_km, else 1.
+
+        What the published work log on semivariograms for contrastive geolocation computes (`get_penalty5`),
+        kept so that results can be compared.
+        """
+        return cls("penalty", range_km=range_km)
+
+    @classmethod
+    def distance(cls, strength: float, scale_km: float) -> NegativePolicy:
+        """b = log(1 + strength·exp(−h/scale_km)), strength > −1: a comparator that needs no images."""
+        return cls("distance", strength=strength, scale_km=scale_km)
+
+    @classmethod
+    def distance_linear(cls, weight: float, scale_km: float) -> NegativePolicy:
+        """b = −weight·exp(−h/scale_km): the distance-only comparator of the evidence tables."""
+        return cls("distance_linear", weight=weight, scale_km=scale_km)
+
+    def torch_terms(
+        self,
+        h_km: torch.Tensor,
+        d: torch.Tensor | None = None,
+        gamma: torch.Tensor | None = None,
+        rho: torch.Tensor | None = None,
+        sill: float = 0.0,
+    ) -> PairTerms:
+        """a, b and f of pairs with distance h (km), dissimilarity d, γ(h) and ρ(h); tensors of one shape."""
+        if self.kind == "none":
+            return PairTerms()
+        if self.kind == "distance":
+            return PairTerms(log_weight=torch.log1p(self.strength * torch.exp(-h_km / self.scale_km)))
+        if self.kind == "distance_linear":
+            return PairTerms(log_weight=-self.weight * torch.exp(-h_km / self.scale_km))
+        assert d is not None
+        assert gamma is not None
+        assert rho is not None
+        surprise = gamma - d
+        if self.kind == "penalty":
+            near = h_km <= self.range_km
+            return PairTerms(factor=torch.where(near, torch.exp((-surprise).clamp(min=0)), 1.0))
+        excess = (surprise - self.tolerance).clamp(min=0)
+        if self.kind == "threshold":
+            far = h_km > self.range_km
+            return PairTerms(log_weight=torch.where(far, self.hard * excess, -self.false * excess))
+        if self.kind == "explained":
+            alike = (1 - d / sill).clamp(min=0) if sill > 0 else torch.zeros_like(d)
+            return PairTerms(log_weight=self.hard * (1 - rho) * excess - self.false * rho * alike)
+        log_weight = excess * (self.hard * (1 - rho) - self.false * rho)
+        if self.kind == "semivariogram":
+            return PairTerms(log_weight=log_weight)
+        alike = torch.where(gamma > 0, (excess / gamma).clamp(max=1), 0.0)  # kind == "rectify"
+        return PairTerms(log_weight=log_weight, soft_target=self.mass * alike * rho)

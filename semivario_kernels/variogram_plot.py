@@ -1,0 +1,152 @@
+"""The picture of a semivariogram: points, fitted curve, nugget, sill, range, and the pairs behind them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from semivario_kernels import EmpiricalVariogram, VariogramModel
+
+POINTS = "#2f6fb0"
+CURVE = "#d9622b"
+MARKS = "#6f7a87"
+HALF_EARTH_KM = math.pi * 6371.0088
+
+
+def plot_variogram(
+    empirical: EmpiricalVariogram | None, model: VariogramModel | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw γ against distance on a logarithmic axis.
+
+    Empirical points grow with their number of pairs, which a strip of bars beneath the axes counts. The
+    model is a curve with nugget, sill and the range (95 % of the way to the sill) marked.
+
+    Args:
+        empirical: what `binned_semivariance` returned; None draws the model alone.
+        model: the fitted model; None draws the points alone.
+        ax: matplotlib Axes to draw into; None makes a new pyplot figure.
+
+    Returns:
+        The Axes drawn into; the strip of counts is its child.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the extra that brings it.
+        ValueError: neither an empirical variogram nor a model, or no bin holds a pair at a distance above 0.
+    """
+    try:
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+    except ImportError as error:
+        raise ImportError(
+            "matplotlib is not installed; it comes with: pip install 'semivario-kernels[variogram]'"
+        ) from error
+    if empirical is None and model is None:
+        raise ValueError("empirical, model: wanted at least one of them, got None for both")
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(figsize=(7, 5), layout="constrained")[1]
+
+    first_km, last_km = _lag_limits(empirical, model)
+    ax.set_xscale("log")
+    ax.set_xlim(first_km, last_km)
+    top = 0.0
+    lowest_axes = ax
+    if model is not None:
+        _draw_model(ax, model, first_km, last_km)
+        top = float(model(last_km))
+    if empirical is not None:
+        filled = np.asarray(empirical.counts) > 0
+        gamma, counts = np.asarray(empirical.gamma)[filled], np.asarray(empirical.counts)[filled]
+        # the area follows the square root: pairs span six decades, and 30 of them must still be seen
+        ax.scatter(
+            np.asarray(empirical.lag_km)[filled],
+            gamma,
+            s=16 + 110 * np.sqrt(counts / counts.max()),
+            color=POINTS,
+            alpha=0.85,
+            linewidths=0,
+            zorder=3,
+            label="empirical",
+        )
+        top = max(top, float(gamma.max()))
+        lowest_axes = _draw_counts(ax, empirical, first_km)
+    ax.set_ylim(0, 1.15 * top if top > 0 else 1)
+    ax.set_ylabel("semivariogram γ")
+    lowest_axes.set_xlabel("distance, km")
+    lowest_axes.xaxis.set_major_formatter(FuncFormatter(lambda km, _: f"{km:,g}"))
+    lowest_axes.xaxis.set_minor_formatter(NullFormatter())
+    return ax
+
+
+def _lag_limits(empirical: EmpiricalVariogram | None, model: VariogramModel | None) -> tuple[float, float]:
+    if empirical is None:
+        assert model is not None
+        middle = min(model.range_km(), HALF_EARTH_KM)
+        return middle / 300, min(30 * middle, HALF_EARTH_KM)
+    edges, lag = np.asarray(empirical.edges_km), np.asarray(empirical.lag_km)
+    drawn = (np.asarray(empirical.counts) > 0) & (lag > 0)
+    if not drawn.any():
+        raise ValueError("empirical: wanted a bin with pairs at a distance above 0 km, got none")
+    # the first bin often starts at 0, which a logarithmic axis does not have
+    first_km = edges[0] if edges[0] > 0 else min(lag[drawn].min() / 1.6, edges[1] / 2)
+    return float(first_km), float(edges[-1])
+
+
+def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float) -> None:
+    h_km = np.geomspace(first_km, last_km, 400)
+    ax.plot(h_km, model(h_km), color=CURVE, linewidth=2, zorder=2, label=f"fitted: {_kind(model)}")
+    dashed: dict[str, Any] = {"color": MARKS, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
+    text: dict[str, Any] = {"color": MARKS, "fontsize": "small"}
+    at_left = ax.get_yaxis_transform()
+    for name, level in (("sill", model.sill), ("nugget", model.nugget)):
+        ax.axhline(level, **dashed)
+        ax.text(0.012, level, f"{name} {level:.3f}", va="bottom", transform=at_left, **text)
+    range_km = model.range_km()
+    if first_km < range_km < last_km:
+        ax.axvline(range_km, **dashed)
+        ax.text(
+            range_km,
+            0.03,
+            f" range {_km(range_km)} ",
+            ha="left" if range_km < math.sqrt(first_km * last_km) else "right",
+            transform=ax.get_xaxis_transform(),
+            **text,
+        )
+
+
+def _draw_counts(ax: Axes, empirical: EmpiricalVariogram, first_km: float) -> Axes:
+    """Hang a strip of bars beneath the axes; it carries the distance labels."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    strip = ax.inset_axes((0, -0.27, 1, 0.2), sharex=ax)
+    counts = np.asarray(empirical.counts, dtype=float)
+    edges = np.maximum(np.asarray(empirical.edges_km, dtype=float), first_km)
+    strip.stairs(counts, edges, baseline=0.5, fill=True, color=POINTS, alpha=0.45)
+    strip.set_yscale("log")
+    strip.set_ylim(0.5, 3 * counts.max())
+    strip.yaxis.set_major_locator(LogLocator(base=1000))
+    strip.yaxis.set_minor_locator(NullLocator())
+    strip.yaxis.set_major_formatter(FuncFormatter(lambda pairs, _: _pairs(pairs)))
+    strip.set_ylabel("pairs")
+    ax.tick_params(axis="x", which="both", labelbottom=False)
+    return strip
+
+
+def _kind(model: VariogramModel) -> str:
+    return model.kind if isinstance(model.kind, str) else " + ".join(model.kind)
+
+
+def _km(km: float) -> str:
+    return f"{km:,.0f} km" if km >= 10 else f"{km:.2g} km"
+
+
+def _pairs(pairs: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if pairs >= size:
+            return f"{pairs / size:g}{unit}"
+    return f"{pairs:g}"
