@@ -1,0 +1,33 @@
+"""The one check of coordinates that come from a user's file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def check_latlon(latlon: np.ndarray, source: str) -> None:
+    """Refuses coordinates that cannot be latitude and longitude.
+
+    Args:
+        latlon: (N, 2) latitudes and longitudes in degrees.
+        source: what the message calls the place they came from, usually a file.
+
+    Raises:
+        ValueError: a NaN or infinite value, a latitude outside ±90 or a longitude outside ±360 (up to there
+            it is a turn too many, which the operators wrap). Names the first row, counted from 1; says so
+            when the two columns look swapped.
+    """
+    if latlon.ndim != 2 or latlon.shape[1] != 2:
+        raise ValueError(f"{source}: latlon has shape {latlon.shape}, wanted (N, 2): latitude, longitude")
+    good = (np.abs(latlon) <= (90.0, 360.0)).all(axis=1)  # False for NaN and infinity too
+    if good.all():
+        return
+    row = int(np.argmin(good))
+    latitude, longitude = latlon[row]
+    # some latitude is too large, and every row would be fine the other way round
+    swapped = bool((np.abs(latlon[:, ::-1]) <= (90.0, 360.0)).all())
+    raise ValueError(
+        f"{source}: row {row + 1} has latitude {latitude:g}, longitude {longitude:g}; wanted finite degrees, "
+        f"latitude within ±90, longitude within ±360"
+        + ("; latitude and longitude look swapped" if swapped else "")
+    )
