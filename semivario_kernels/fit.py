@@ -24,7 +24,8 @@ NESTED = ("exponential", "exponential")  # what kind="nested" stands for
 STARTS = (30, 10, 3)  # the length scale starts at the largest lag over these
 REWEIGHTINGS = 4
 RESOLVABLE_R2 = 0.2  # a weighted R² over a flat model below this means that no range can be told
-AT_BOUND = 1.01  # a length scale within 1 % of its bound is at its bound
+AT_BOUND = 1.01  # a parameter within 1 % of its bound is at its bound
+TOP_SILL = 3  # nugget and partial sill stay below the largest gamma times this
 SMALLEST_ALPHA = 0.05
 
 
@@ -36,7 +37,7 @@ class VariogramFit:
         model: the fitted model.
         r2: weighted R², 1 − Σw·(gamma−γ)² / Σw·(gamma−flat)², against the best flat model.
         residuals: (K,) gamma − γ(lag) per bin, NaN where the bin is empty.
-        resolvable: whether the data tell a range: r2 ≥ 0.2 and no length scale at a bound of the search.
+        resolvable: whether the data tell a range: r2 ≥ 0.2, no length scale or sill at a bound of the search.
         note: why it is not resolvable, else empty.
         empirical: the semivariogram that was fitted.
     """
@@ -130,15 +131,21 @@ def fit_variogram(
     w = _weights_of(weights, counts, model(lag), floor)
     flat_gamma = np.average(gamma, weights=w)
     r2 = float(1 - (w * (gamma - model(lag)) ** 2).sum() / (w * (gamma - flat_gamma) ** 2).sum())
+    lower, upper = _len_scale_bounds(x)
     notes = [
-        f"length scale {structure[2]:.3g} km at its {side} bound"
-        for structure in model.structures
-        for side, bound in zip(("lower", "upper"), _len_scale_bounds(x), strict=True)
-        if bound / AT_BOUND <= structure[2] <= bound * AT_BOUND
+        f"{what} at its {side} bound"
+        for _, psill, len_scale_km, _ in model.structures
+        for what, value, side, bound in (
+            (f"length scale {len_scale_km:.3g} km", len_scale_km, "lower", lower),
+            (f"length scale {len_scale_km:.3g} km", len_scale_km, "upper", upper),
+            (f"partial sill {psill:.3g}", psill, "upper", TOP_SILL * largest),
+        )
+        if bound / AT_BOUND <= value <= bound * AT_BOUND
     ]
     if r2 < RESOLVABLE_R2:
         notes.insert(0, f"R² {r2:.2f} over a flat model is below {RESOLVABLE_R2}")
-    _warn_if_invalid_on_sphere(model)
+    if not notes:
+        _warn_if_invalid_on_sphere(model)
     fitted = np.where(filled, model(np.where(filled, empirical.lag_km, 0.0)), np.nan)
     return VariogramFit(model, r2, empirical.gamma - fitted, not notes, "; ".join(notes), empirical)
 
@@ -178,7 +185,7 @@ def _gstools_fit(model: VariogramModel, nugget: bool, x: Floats, gamma: Floats, 
         {**model.to_dict(), "metric": "arc"}
     )  # γ as a function of the lag itself
     gs_model = start.to_gstools()
-    top = 3 * float(gamma.max())
+    top = TOP_SILL * float(gamma.max())
     lower, upper = _len_scale_bounds(x)
     nested = len(start.structures) > 1
     guess: dict[str, Any] = {}
@@ -191,6 +198,9 @@ def _gstools_fit(model: VariogramModel, nugget: bool, x: Floats, gamma: Floats, 
             guess[f"alpha{suffix}"] = max(alpha, 2 * SMALLEST_ALPHA)
             bounds[f"alpha{suffix}"] = [SMALLEST_ALPHA, 2.0]
     select: dict[str, Any] = {} if nugget else {"nugget": 0.0}
+    for k, (kind, *_) in enumerate(start.structures):
+        if kind == "matern32":
+            select["nu_" + str(k) if nested else "nu"] = 1.5  # GSTools would fit it
     if nugget:
         guess["nugget"] = start.nugget
         bounds["nugget"] = [0.0, top]

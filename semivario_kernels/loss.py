@@ -262,8 +262,8 @@ def _check_positions(
         if latlon is None:
             if policy.reads_positions:
                 raise ValueError(
-                    f"{name}: policy {policy.kind!r} reads distances; wanted ({features.shape[0]}, 2) degrees, "
-                    "got None"
+                    f"{name}: policy {policy.kind!r} reads distances; wanted ({features.shape[0]}, 2) "
+                    "degrees, got None"
                 )
             vectors.append(None)
             continue
@@ -310,7 +310,8 @@ def _check_dissimilarity(
     if v is None and dissimilarity is None:
         raise ValueError(
             f"query_embeddings: policy {policy.kind!r} reads the visual dissimilarity; wanted "
-            f"({x.shape[0]}, E) embeddings here and in gallery_embeddings, or dissimilarity='features'; got None"
+            f"({x.shape[0]}, E) embeddings here and in gallery_embeddings, or dissimilarity='features'; "
+            "got None"
         )
     return v, u
 

@@ -103,7 +103,7 @@ class NegativePolicy:
 
     @classmethod
     def rectify(cls, mass: float, hard: float, false: float, tolerance: float = 0.0) -> NegativePolicy:
-        """b as `semivariogram`; f = mass·min(1, e⁺/γ)·ρ, 0 where γ = 0: false negatives become soft positives."""
+        """b as `semivariogram`; f = mass·min(1, e⁺/γ)·ρ (0 where γ = 0): false negatives as soft positives."""
         return cls("rectify", mass=mass, hard=hard, false=false, tolerance=tolerance)
 
     @classmethod

@@ -60,11 +60,11 @@ def plot_variogram(
         _draw_model(ax, model, first_km, last_km)
         top = float(model(last_km))
     if empirical is not None:
-        filled = np.asarray(empirical.counts) > 0
-        gamma, counts = np.asarray(empirical.gamma)[filled], np.asarray(empirical.counts)[filled]
+        filled = empirical.counts > 0
+        gamma, counts = empirical.gamma[filled], empirical.counts[filled]
         # the area follows the square root: pairs span six decades, and 30 of them must still be seen
         ax.scatter(
-            np.asarray(empirical.lag_km)[filled],
+            empirical.lag_km[filled],
             gamma,
             s=16 + 110 * np.sqrt(counts / counts.max()),
             color=POINTS,
@@ -88,13 +88,13 @@ def _lag_limits(empirical: EmpiricalVariogram | None, model: VariogramModel | No
         assert model is not None
         middle = min(model.range_km(), HALF_EARTH_KM)
         return middle / 300, min(30 * middle, HALF_EARTH_KM)
-    edges, lag = np.asarray(empirical.edges_km), np.asarray(empirical.lag_km)
-    drawn = (np.asarray(empirical.counts) > 0) & (lag > 0)
+    edges, lag = empirical.edges_km, empirical.lag_km
+    drawn = (empirical.counts > 0) & (lag > 0)
     if not drawn.any():
         raise ValueError("empirical: wanted a bin with pairs at a distance above 0 km, got none")
     # the first bin often starts at 0, which a logarithmic axis does not have
-    first_km = edges[0] if edges[0] > 0 else min(lag[drawn].min() / 1.6, edges[1] / 2)
-    return float(first_km), float(edges[-1])
+    first_km = edges[:-1][drawn].min() or min(lag[drawn].min() / 1.6, edges[1] / 2)
+    return float(first_km), float(edges[1:][drawn].max())
 
 
 def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float) -> None:
@@ -102,16 +102,21 @@ def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float
     ax.plot(h_km, model(h_km), color=CURVE, linewidth=2, zorder=2, label=f"fitted: {_kind(model)}")
     dashed: dict[str, Any] = {"color": MARKS, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
     text: dict[str, Any] = {"color": MARKS, "fontsize": "small"}
-    at_left = ax.get_yaxis_transform()
-    for name, level in (("sill", model.sill), ("nugget", model.nugget)):
+    # γ is low at the left and high at the right, so each label stands where the points do not
+    for name, level, x, side in (
+        ("sill", model.sill, 0.012, "left"),
+        ("nugget", model.nugget, 0.988, "right"),
+    ):
         ax.axhline(level, **dashed)
-        ax.text(0.012, level, f"{name} {level:.3f}", va="bottom", transform=at_left, **text)
+        ax.text(
+            x, level, f"{name} {level:.3f}", ha=side, va="bottom", transform=ax.get_yaxis_transform(), **text
+        )
     range_km = model.range_km()
     if first_km < range_km < last_km:
         ax.axvline(range_km, **dashed)
         ax.text(
             range_km,
-            0.03,
+            0.08,
             f" range {_km(range_km)} ",
             ha="left" if range_km < math.sqrt(first_km * last_km) else "right",
             transform=ax.get_xaxis_transform(),
@@ -124,9 +129,10 @@ def _draw_counts(ax: Axes, empirical: EmpiricalVariogram, first_km: float) -> Ax
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     strip = ax.inset_axes((0, -0.27, 1, 0.2), sharex=ax)
-    counts = np.asarray(empirical.counts, dtype=float)
-    edges = np.maximum(np.asarray(empirical.edges_km, dtype=float), first_km)
-    strip.stairs(counts, edges, baseline=0.5, fill=True, color=POINTS, alpha=0.45)
+    counts = empirical.counts
+    strip.stairs(
+        counts, np.maximum(empirical.edges_km, first_km), baseline=0.5, fill=True, color=POINTS, alpha=0.45
+    )
     strip.set_yscale("log")
     strip.set_ylim(0.5, 3 * counts.max())
     strip.yaxis.set_major_locator(LogLocator(base=1000))

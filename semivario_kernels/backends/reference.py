@@ -123,7 +123,8 @@ def _row_losses(
         mass = mass + torch.where(live, soft, 0.0)
     targets = (1 - epsilon) * mass / mass.sum(dim=1, keepdim=True)
     if epsilon:
-        targets = targets + epsilon * live / live.sum(dim=1, keepdim=True)
+        alive = live.to(logits.dtype)
+        targets = targets + epsilon * alive / alive.sum(dim=1, keepdim=True)
     return log_sum_exp - (targets * logits).sum(dim=1)
 
 

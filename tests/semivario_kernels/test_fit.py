@@ -1,0 +1,161 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from places import random_latlon
+
+from semivario_kernels import (
+    EARTH_RADIUS_KM,
+    EmpiricalVariogram,
+    VariogramModel,
+    binned_semivariance,
+    fit_variogram,
+    log_edges_km,
+)
+
+LAGS_KM = np.geomspace(0.5, 10000, 25)
+
+
+def empirical_of(gamma, lags_km=LAGS_KM, counts=None):
+    edges = np.concatenate([[0.0], np.sqrt(lags_km[1:] * lags_km[:-1]), [lags_km[-1] * 1.2]])
+    counts = np.linspace(100, 100_000, len(lags_km)).astype(np.int64) if counts is None else counts
+    std = np.full(len(lags_km), 0.1)
+    return EmpiricalVariogram(edges, lags_km, counts, np.asarray(gamma), std, std, duplicates=0)
+
+
+TRUTHS = [
+    VariogramModel("stable", 0.05, 0.8, 60.0, 0.45),
+    VariogramModel("exponential", 0.1, 0.7, 500.0),
+    VariogramModel("spherical", 0.1, 0.7, 900.0),
+    VariogramModel("gaussian", 0.1, 0.7, 900.0, metric="chord"),
+    VariogramModel("matern32", 0.1, 0.7, 400.0, metric="chord"),
+    VariogramModel("stable", 0.0, 0.9, 2000.0, 1.5, metric="chord"),
+]
+
+
+@pytest.mark.parametrize("weights", ["cressie", "counts", "equal"])
+@pytest.mark.parametrize("truth", TRUTHS, ids=lambda model: f"{model.kind}-{model.metric}")
+def test_exact_data_give_the_model_back(truth, weights):
+    fit = fit_variogram(empirical_of(truth(LAGS_KM)), truth.kind, metric=truth.metric, weights=weights)
+    assert fit.resolvable, fit.note
+    assert fit.r2 == pytest.approx(1.0, abs=1e-8)
+    assert fit.model.metric == truth.metric
+    np.testing.assert_allclose(fit.model(LAGS_KM), truth(LAGS_KM), atol=1e-5)
+    np.testing.assert_allclose(fit.model.len_scale_km, truth.len_scale_km, rtol=1e-3)
+    np.testing.assert_allclose(fit.residuals, 0, atol=1e-5)
+
+
+def test_nested_structures_are_told_apart():
+    truth = VariogramModel(("exponential", "exponential"), 0.05, (0.3, 0.5), (8.0, 700.0))
+    fit = fit_variogram(empirical_of(truth(LAGS_KM)), "nested")
+    structures = sorted(fit.model.structures, key=lambda structure: structure[2])
+    np.testing.assert_allclose([s[1] for s in structures], [0.3, 0.5], rtol=1e-3)
+    np.testing.assert_allclose([s[2] for s in structures], [8.0, 700.0], rtol=1e-2)
+    single = fit_variogram(empirical_of(truth(LAGS_KM)), "exponential")
+    assert single.r2 < fit.r2
+
+
+def test_without_a_nugget():
+    truth = VariogramModel("exponential", 0.0, 0.7, 500.0)
+    assert fit_variogram(empirical_of(truth(LAGS_KM)), "exponential", nugget=False).model.nugget == 0
+
+
+def test_a_known_random_field_is_found_again():
+    """Gaussian vectors with an exponential covariance in chord distance, by Cholesky factor."""
+    latlon = random_latlon(1500, 11)
+    length_km = 1500.0
+    radians = torch.deg2rad(latlon)
+    xyz = torch.stack(
+        [
+            radians[:, 0].cos() * radians[:, 1].cos(),
+            radians[:, 0].cos() * radians[:, 1].sin(),
+            radians[:, 0].sin(),
+        ],
+        1,
+    )
+    covariance = 0.8 * torch.exp(-EARTH_RADIUS_KM * torch.cdist(xyz, xyz) / length_km)
+    covariance += 0.2 * torch.eye(1500, dtype=torch.float64)
+    g = torch.Generator().manual_seed(4)
+    field = torch.linalg.cholesky(covariance) @ torch.randn(1500, 400, generator=g, dtype=torch.float64)
+    empirical = binned_semivariance(field, latlon, edges_km=log_edges_km(300.0, 12000.0, 14))
+    fit = fit_variogram(empirical, "exponential", metric="chord")
+    # 400 dimensions: γ per bin is known to about 1 %
+    assert fit.model.nugget == pytest.approx(0.2, abs=0.04)
+    assert fit.model.sill == pytest.approx(1.0, abs=0.02)
+    assert fit.model.len_scale_km == pytest.approx(length_km, rel=0.1)
+    assert fit.resolvable
+
+
+def test_empty_bins_are_left_out():
+    truth = VariogramModel("exponential", 0.1, 0.7, 500.0)
+    gamma, counts = truth(LAGS_KM), np.full(25, 1000)
+    gamma[3], counts[3] = np.nan, 0
+    fit = fit_variogram(empirical_of(gamma, counts=counts), "exponential")
+    assert np.isnan(fit.residuals[3])
+    assert np.isfinite(np.delete(fit.residuals, 3)).all()
+    assert fit.model.len_scale_km == pytest.approx(500, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["stable", "exponential", "spherical"])
+def test_a_pure_nugget_is_not_resolvable(kind):
+    noise = np.random.default_rng(0).normal(0, 0.002, 25)
+    fit = fit_variogram(empirical_of(0.9 + noise, counts=np.full(25, 1000)), kind)
+    assert not fit.resolvable
+    assert fit.note
+    np.testing.assert_allclose(fit.model(LAGS_KM[5:]), 0.9, atol=0.01)
+
+
+def test_a_constant_is_not_resolvable():
+    fit = fit_variogram(empirical_of(np.full(25, 0.5)))
+    assert (fit.resolvable, fit.note, fit.r2) == (False, "the semivariogram is flat", 0.0)
+    np.testing.assert_allclose(fit.model(LAGS_KM), 0.5)
+    assert not fit_variogram(empirical_of(np.zeros(25))).resolvable
+
+
+def test_a_range_beyond_the_data_is_reported():
+    fit = fit_variogram(empirical_of(1e-5 * LAGS_KM), "exponential")
+    assert not fit.resolvable
+    assert "upper bound" in fit.note
+
+
+def test_kinds_invalid_on_the_sphere_warn():
+    truth = VariogramModel("gaussian", 0.1, 0.7, 900.0)
+    with pytest.warns(UserWarning, match="gaussian is no valid covariance in great-circle distance"):
+        fit_variogram(empirical_of(truth(LAGS_KM)), "gaussian")
+    with pytest.warns(UserWarning, match=r"stable with alpha 2\.00 is no valid covariance"):
+        fit_variogram(empirical_of(truth(LAGS_KM)), "stable")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_variogram(empirical_of(truth(LAGS_KM)), "gaussian", metric="chord")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"empirical": LAGS_KM}, "empirical: wanted an EmpiricalVariogram, got ndarray"),
+        ({"kind": "linear"}, "kind: wanted one of stable, .* got 'linear'"),
+        ({"metric": "plane"}, "metric: wanted 'arc' or 'chord', got 'plane'"),
+        ({"weights": "inv"}, "weights: wanted 'cressie', 'counts' or 'equal', got 'inv'"),
+        (
+            {"empirical": empirical_of([0.1, 0.2, 0.3], LAGS_KM[:3])},
+            "empirical: a stable model has 4 parameters; wanted as many filled bins .* got 3 at lags",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit_variogram(**{"empirical": empirical_of(TRUTHS[0](LAGS_KM)), **arguments})
+
+
+def test_a_failed_fit_raises_with_its_data(monkeypatch):
+    import gstools
+
+    def give_up(*arguments, **options):
+        raise RuntimeError("Optimal parameters not found")
+
+    monkeypatch.setattr(gstools.CovModel, "fit_variogram", give_up)
+    with pytest.raises(
+        RuntimeError, match=r"(?s)no exponential model .*Optimal parameters not found; lags \[.* km, gamma"
+    ):
+        fit_variogram(empirical_of(TRUTHS[1](LAGS_KM)), "exponential")
