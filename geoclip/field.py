@@ -41,11 +41,13 @@ def pretrained_field(
         (n, D) float32 unit vectors on the CPU.
 
     Raises:
-        ValueError: latlon is not (n, 2) finite degrees.
+        ValueError: latlon is not (n, 2) finite degrees, or is empty.
         geoclip.upstream.UpstreamUnavailable: the official weights are needed and cannot be fetched.
     """
     places = np.asarray(latlon, dtype=np.float64)
     check_latlon(places, "latlon")
+    if not len(places):
+        raise ValueError("latlon has no rows, wanted at least one place")
     encoder = LocationEncoder() if encoder is None else encoder
     inputs = torch.from_numpy(places).float()
     out = []
@@ -124,14 +126,18 @@ def write_field_world(
         train_rows = np.flatnonzero(~np.isin(place_of_row, test_places))
         rows_of = {"train": train_rows, "test": np.sort(first_row[test_places])}
 
-        directions = normalize(torch.randn(len(rows_latlon), dim, generator=generator), dim=1)
         field = pretrained_field(places, encoder=encoder, progress=progress)
-        samples = normalize(directions.mul_(noise).add_(field[place_of_row]), dim=1).numpy()
         write_atomically(out / "gallery.npy", lambda file: np.save(file, places))
         for split, writer in writers.items():
-            rows = rows_of[split][writer.rows_done :]
+            rows, done = rows_of[split], writer.rows_done
             with writer:
-                writer.append(rows, rows_latlon[rows], samples[rows])
+                for start in range(0, len(rows), _CHUNK):
+                    chunk = rows[start : start + _CHUNK]
+                    # drawn for rows that are done too: the others get the noise they would have had
+                    directions = normalize(torch.randn(len(chunk), dim, generator=generator), dim=1)
+                    samples = normalize(field[place_of_row[chunk]] + noise * directions, dim=1).numpy()
+                    new = slice(max(0, done - start), None)
+                    writer.append(chunk[new], rows_latlon[chunk[new]], samples[new])
     return EmbeddingStore.open(out / "train"), EmbeddingStore.open(out / "test")
 
 

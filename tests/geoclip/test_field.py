@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ import torch
 from sklearn.metrics.pairwise import haversine_distances
 from torch import nn
 
-from geoclip.embedding_store import EmbeddingStore
+from geoclip import field as field_module
+from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.field import pretrained_field, write_field_world
 from geoclip.upstream import UpstreamUnavailable, read_gallery
 
@@ -104,18 +106,27 @@ def test_the_world_is_reused_and_parameters_are_not_mixed(tmp_path):
     np.testing.assert_array_equal(repeated.all(), train.all())
 
 
-def test_an_interrupted_world_is_finished(tmp_path):
+@pytest.mark.parametrize(("train_shards", "test_shards"), [(0, 0), (1, 0), (5, 0), (None, 0), (None, 1)])
+def test_an_interrupted_world_is_finished_as_if_it_had_not_been(
+    tmp_path, monkeypatch, train_shards, test_shards
+):
+    monkeypatch.setattr(field_module, "_CHUNK", 25)
+    monkeypatch.setattr(field_module, "EmbeddingWriter", partial(EmbeddingWriter, rows_per_shard=40))
     train, test = world(tmp_path / "whole")
     world(tmp_path / "killed")
-    # as after a kill between the two stores' last writes
-    meta = tmp_path / "killed" / "test" / "meta.json"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "shards": [], "complete": False}))
-    with pytest.raises(ValueError, match="unfinished"):
-        EmbeddingStore.open(tmp_path / "killed" / "test")
-    train_again, test_again = world(tmp_path / "killed")
-    np.testing.assert_array_equal(train_again.all(), train.all())
-    np.testing.assert_array_equal(test_again.all(), test.all())
-    assert test_again.ids == test.ids
+    for split, shards in (("train", train_shards), ("test", test_shards)):
+        if shards is not None:  # as a kill after so many shards leaves it
+            file = tmp_path / "killed" / split / "meta.json"
+            meta = json.loads(file.read_text())
+            file.write_text(json.dumps({**meta, "shards": meta["shards"][:shards], "complete": False}))
+            for orphan in sorted((tmp_path / "killed" / split).glob("shard-*"))[2 * shards :]:
+                orphan.unlink()
+            with pytest.raises(ValueError, match="unfinished"):
+                EmbeddingStore.open(tmp_path / "killed" / split)
+    for whole, finished in zip((train, test), world(tmp_path / "killed"), strict=True):
+        np.testing.assert_array_equal(finished.all(), whole.all())
+        np.testing.assert_array_equal(finished.latlon, whole.latlon)
+        assert finished.ids == whole.ids
 
 
 def test_the_info_says_that_no_photo_was_used(tmp_path):
@@ -153,11 +164,13 @@ def test_the_field_is_encoded_in_chunks_without_a_graph():
     torch.testing.assert_close(field, whole)
     with pytest.raises(ValueError, match="latlon: row 2 has latitude nan"):
         pretrained_field([[0.0, 0.0], [float("nan"), 0.0]], encoder=encoder)
+    with pytest.raises(ValueError, match="latlon has no rows"):
+        pretrained_field(np.empty((0, 2)), encoder=encoder)
 
 
 # Mean dissimilarity of the official field, by km, as one draw of 6,000 places once gave it. Between 12 other
-# draws it scatters by 0.0014, 0.0058, 0.0041, 0.0045, 0.0024, 0.0017 and 0.0010 (standard deviations; only 3,700
-# pairs are nearer than 1 km); the tolerances are three standard deviations of the difference of two draws.
+# draws it scatters by 0.0014, 0.0058, 0.0041, 0.0045, 0.0024, 0.0017 and 0.0010 (standard deviations; 3,700
+# pairs are nearer than 1 km). The tolerances are three standard deviations of the difference of two draws.
 EXPECTED = {
     (0, 1): (0.024, 0.006),
     (2, 5): (0.273, 0.025),
