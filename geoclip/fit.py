@@ -1,0 +1,204 @@
+"""`geoclip fit`: training from a YAML file, going on by itself where an earlier run was stopped."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv
+import torch
+from jsonargparse import ArgumentError
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from numpy.typing import NDArray
+
+from geoclip.datamodule import EmbeddingBatches
+from geoclip.training import AtomicCheckpointIO, GeoCLIPTraining
+
+CHECKPOINT = "last.ckpt"
+_LOGS = "logs"
+
+
+def fit(arguments: list[str]) -> Path:
+    """Train as the arguments and their `--config` say; the same command again goes on from the checkpoint.
+
+    Args:
+        arguments: what follows `geoclip fit` on the command line.
+
+    Returns:
+        The checkpoint after the last step.
+
+    Raises:
+        ValueError: a bad argument, or an output folder with a checkpoint of a run with other settings.
+        OSError: a file is missing, or the output folder cannot be written.
+    """
+    _quieten()
+    try:
+        cli = _FitCLI(
+            GeoCLIPTraining,
+            EmbeddingBatches,
+            args=arguments,
+            run=False,
+            # everything random has a seed of its own
+            seed_everything_default=False,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            # a checkpoint's settings are what the module was made with, not what the command line said
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                "max_steps": 10_000,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+            parser_kwargs={
+                "prog": "geoclip fit",
+                "description": "Train GeoCLIP from cached embeddings. "
+                "The same command again goes on where it was.",
+                "exit_on_error": False,
+            },
+        )
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    checkpoint = Path(cli.config.out) / CHECKPOINT
+    resumed = checkpoint.exists()
+    if resumed:
+        _refuse_other_settings(checkpoint, cli.model, cli.datamodule, cli.trainer)
+    try:
+        cli.trainer.fit(
+            cli.model, cli.datamodule, ckpt_path=checkpoint if resumed else None, weights_only=True
+        )
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    cli.trainer.save_checkpoint(checkpoint)  # the last step may lie between two checkpoints
+    return checkpoint
+
+
+def read_curves(out: str | Path) -> dict[str, NDArray[np.float64]]:
+    """What a run logged: "step" and, of the same length, "loss", "logit_scale" and "learning_rate".
+
+    A run that was stopped and went on has logged some steps twice; the later word counts.
+
+    Args:
+        out: the run's output folder.
+
+    Raises:
+        FileNotFoundError: there is no log in the folder.
+    """
+    files = sorted(
+        Path(out, _LOGS).glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1])
+    )
+    if not files:
+        raise FileNotFoundError(f"{out}: no training log in this folder")
+    rows = {row["step"]: row for file in files for row in pyarrow.csv.read_csv(file).to_pylist()}
+    columns = ("step", "loss", "logit_scale", "learning_rate")
+    return {name: np.array([rows[step][name] for step in sorted(rows)]) for name in columns}
+
+
+def load_trained(checkpoint: str | Path) -> GeoCLIPTraining:
+    """Read a checkpoint of `fit` onto the CPU, for evaluation.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such checkpoint, or a damaged one.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = GeoCLIPTraining.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, torch and Lightning each raise their own on a damaged file
+        raise ValueError(f"{checkpoint} is no checkpoint of `geoclip fit`: {error}") from error
+    return module.eval()
+
+
+class _FitCLI(LightningCLI):
+    """Lightning's command line with one output folder, and the data's facts handed to the model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--out", type=str, default="runs/fit", help="folder for the checkpoint (last.ckpt) and the logs"
+        )
+        parser.add_argument(
+            "--checkpoint_every", type=PositiveInt, default=100, help="steps from one checkpoint to the next"
+        )
+        parser.link_arguments("data.embedding_dim", "model.embedding_dim", apply_on="instantiate")
+        parser.link_arguments("model.seed", "data.seed")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        out = Path(self.config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        given = self.config_init["trainer"]
+        keep_last = ModelCheckpoint(
+            dirpath=out,
+            filename=Path(CHECKPOINT).stem,
+            every_n_train_steps=self.config.checkpoint_every,
+            enable_version_counter=False,
+        )
+        callbacks = [*(given.callbacks or []), keep_last]
+        if given.enable_progress_bar is not False:
+            callbacks.append(_ProgressBar())
+        return super().instantiate_trainer(
+            default_root_dir=out,
+            logger=CSVLogger(out, name=_LOGS, flush_logs_every_n_steps=10)
+            if given.logger is None
+            else given.logger,
+            plugins=[*_as_list(given.plugins), AtomicCheckpointIO()],
+            callbacks=callbacks,
+            **kwargs,
+        )
+
+
+class _ProgressBar(RichProgressBar):
+    """One bar for the whole run: it has steps, no epochs."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _refuse_other_settings(
+    checkpoint: Path, model: GeoCLIPTraining, data: EmbeddingBatches, trainer: Trainer
+) -> None:
+    """A run that goes on with other settings would be neither the old run nor the new one."""
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        then = {
+            **saved["hyper_parameters"],
+            **saved["datamodule_hyper_parameters"],
+            "max_steps": saved["max_steps"],
+        }
+    except Exception as error:
+        raise ValueError(f"{checkpoint} is no checkpoint of `geoclip fit`: {error}") from error
+    now = {**model.hparams, **data.hparams, "max_steps": trainer.max_steps}
+    for name in now:
+        if name not in then or then[name] != now[name]:
+            raise ValueError(
+                f"out: {checkpoint.parent} holds a run with {name} {then.get(name)}, "
+                f"now {name} is {now[name]}; choose another folder, or remove this one to begin anew"
+            )
+
+
+def _quieten() -> None:
+    """Leave the progress bar and our own lines on the screen, no advertisements."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
