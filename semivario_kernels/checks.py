@@ -48,8 +48,8 @@ def check_matrix(
     return tensor
 
 
-def check_latlon(name: str, value: object, *, rows: int | None = None) -> torch.Tensor:
-    """Return positions as a float (rows, 2) tensor of latitudes within ±90° and finite longitudes."""
+def check_latlon(name: str, value: object, *, rows: int | None = None, values: bool = True) -> torch.Tensor:
+    """Return positions as a float (rows, 2) tensor; with `values`, coordinates are looked at too."""
     tensor = as_tensor(name, value)
     if not tensor.is_floating_point() and tensor.dtype is not torch.bool:
         tensor = tensor.double()  # whole degrees are exact
@@ -60,22 +60,22 @@ def check_latlon(name: str, value: object, *, rows: int | None = None) -> torch.
         raise ValueError(f"{name}: wanted shape {wanted} with at least one row, got {tuple(tensor.shape)}")
     if tensor.dtype not in POSITION_DTYPES:
         raise ValueError(f"{name}: wanted float32 or float64 degrees, got {tensor.dtype}")
-    if is_checked(tensor):
-        latitude = tensor[:, 0]
-        bad = ~torch.isfinite(tensor).all(dim=1) | (latitude.abs() > 90)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            seen = tuple(tensor[row].tolist())
-            hint = (
-                "; are latitude and longitude swapped?"
-                if torch.isfinite(tensor).all() and tensor[:, 1].abs().max() <= 90
-                else ""
-            )
-            raise ValueError(
-                f"{name}: wanted finite (latitude, longitude) in degrees with latitude within ±90, "
-                f"got {seen} in row {row}{hint}"
-            )
+    if values and is_checked(tensor):
+        check_coordinates(name, tensor)
     return tensor
+
+
+def check_coordinates(name: str, latlon: torch.Tensor) -> None:
+    """Refuse NaN, infinite coordinates and latitudes outside ±90°."""
+    bad = ~torch.isfinite(latlon).all(dim=1) | (latlon[:, 0].abs() > 90)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        swapped = torch.isfinite(latlon).all() and latlon[:, 1].abs().max() <= 90
+        raise ValueError(
+            f"{name}: wanted finite (latitude, longitude) in degrees with latitude within ±90, "
+            f"got {tuple(latlon[row].tolist())} in row {row}"
+            + ("; are latitude and longitude swapped?" if swapped else "")
+        )
 
 
 def check_same(what: str, first_name: str, first: torch.Tensor, name: str, tensor: torch.Tensor) -> None:
@@ -85,10 +85,8 @@ def check_same(what: str, first_name: str, first: torch.Tensor, name: str, tenso
         raise ValueError(f"{name}: wanted the {what} of {first_name}, {wanted}, got {got}")
 
 
-def check_indices(
-    name: str, value: object, *, shape: tuple[int, ...], low: int, high: int, device: torch.device
-) -> torch.Tensor:
-    """Return int64 indices of `shape` (-1 in it stands for any length) in low … high-1."""
+def check_indices(name: str, value: object, *, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return int64 indices of `shape` (-1 in it stands for any length); their values are not looked at."""
     tensor = as_tensor(name, value)
     wanted = "(" + ", ".join("k" if n < 0 else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
     if tensor.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, tensor.shape, strict=True)):
@@ -97,11 +95,14 @@ def check_indices(
         raise ValueError(f"{name}: wanted int64 indices, got {tensor.dtype}")
     if tensor.device != device:
         raise ValueError(f"{name}: wanted device {device}, got {tensor.device}")
-    if is_checked(tensor) and tensor.numel():
-        bad = (tensor < low) | (tensor >= high)
-        if bool(bad.any()):
-            raise ValueError(f"{name}: wanted indices in {low} … {high - 1}, got {int(tensor[bad][0])}")
     return tensor
+
+
+def check_range(name: str, indices: torch.Tensor, low: int, high: int) -> None:
+    """Refuse indices outside low … high−1."""
+    bad = (indices < low) | (indices >= high)
+    if bool(bad.any()):
+        raise ValueError(f"{name}: wanted indices in {low} … {high - 1}, got {int(indices[bad][0])}")
 
 
 def check_number(

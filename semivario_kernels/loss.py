@@ -12,7 +12,6 @@ InfoNCE: van den Oord et al., 2018, equation 4; symmetric form: Radford et al., 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,57 +25,18 @@ from semivario_kernels.checks import (
     check_matrix,
     check_number,
     check_same,
-    is_checked,
 )
-from semivario_kernels.geometry import unit_vectors
+from semivario_kernels.dissimilarity import arithmetic_dtype
+from semivario_kernels.operator import reduced_loss, row_losses
 from semivario_kernels.policy import NegativePolicy
+from semivario_kernels.problem import InfoNCEProblem
 from semivario_kernels.variogram import VariogramModel
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from semivario_kernels.distributed import Shards
-
 Reduction = Literal["mean", "sum", "none"]
 DEFAULT_POLICY = NegativePolicy.explained()
-
-
-@dataclass(frozen=True)
-class InfoNCEProblem:
-    """The checked arguments of one loss, as the backends take them.
-
-    Attributes:
-        x: (N, D) query features.
-        y: (M, D) gallery features.
-        logit_scale: scalar s, already exponentiated.
-        targets: (N,) int64 index of every query's positive.
-        policy: the negative policy.
-        variogram: γ, None where the policy does not read it.
-        p: (N, 3) float64 unit vectors of the queries, None where the policy does not read positions.
-        q: (M, 3) of the gallery.
-        v: (N, E) visual embeddings of the queries, None where the policy does not read them or d comes from
-            the features.
-        u: (M, E) of the gallery.
-        exclude: (N, K) int64 gallery indices that leave row i, padded by −1, or None.
-        label_smoothing: ε.
-        symmetric: add the columns' loss.
-        normalize: L2-normalise x and y.
-    """
-
-    x: torch.Tensor
-    y: torch.Tensor
-    logit_scale: torch.Tensor
-    targets: torch.Tensor
-    policy: NegativePolicy
-    variogram: VariogramModel | None
-    p: torch.Tensor | None
-    q: torch.Tensor | None
-    v: torch.Tensor | None
-    u: torch.Tensor | None
-    exclude: torch.Tensor | None
-    label_smoothing: float
-    symmetric: bool
-    normalize: bool
 
 
 def semivariogram_info_nce(
@@ -108,7 +68,7 @@ def semivariogram_info_nce(
 
     Args:
         x: (N, D) query (image) features.
-        y: (M, D) gallery (location) features, the dtype of `x`.
+        y: (M, D) gallery (location) features, the dtype of `x`; under autocast both are cast to its dtype.
         query_latlon: (N, 2) positions of the queries, latitude and longitude in degrees; None where the
             policy does not read positions.
         gallery_latlon: (M, 2) positions of the gallery.
@@ -149,6 +109,8 @@ def semivariogram_info_nce(
     features = check_matrix("x", x)
     gallery = check_matrix("y", y, columns=features.shape[1])
     check_same("device", "x", features, "y", gallery)
+    if torch.is_autocast_enabled(features.device.type):
+        features, gallery = (t.to(torch.get_autocast_dtype(t.device.type)) for t in (features, gallery))
     check_same("dtype", "x", features, "y", gallery)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: wanted 'mean', 'sum' or 'none', got {reduction!r}")
@@ -164,7 +126,7 @@ def semivariogram_info_nce(
     epsilon = check_number("label_smoothing", label_smoothing, low=0, high=1)
     n = features.shape[0]
     weights = None if row_weights is None else _check_weights(row_weights, features)
-    p, q = _check_positions(policy, query_latlon, gallery_latlon, features, gallery)
+    p, q = _check_positions(policy, query_latlon, gallery_latlon, features, gallery)  # degrees
     v, u = _check_dissimilarity(
         policy, variogram, dissimilarity, query_embeddings, gallery_embeddings, features, gallery
     )
@@ -187,49 +149,52 @@ def semivariogram_info_nce(
             )
         positives = torch.arange(first, first + n, device=features.device)
     else:
-        positives = check_indices("targets", targets, shape=(n,), low=0, high=m, device=features.device)
-    excluded = None if exclude is None else _check_exclude(exclude, positives, m)
+        positives = check_indices("targets", targets, shape=(n,), device=features.device)
+    excluded = (
+        None if exclude is None else check_indices("exclude", exclude, shape=(n, -1), device=features.device)
+    )
     if symmetric and shards is not None:
         features, positives = shards.gather_queries(features), shards.gather_queries(positives)
         p, v, excluded = shards.gather_queries(p), shards.gather_queries(v), shards.gather_queries(excluded)
-    if symmetric:
-        _check_permutation(positives, m)
-
-    losses = backends.load(backend, features).info_nce(
-        InfoNCEProblem(
-            x=features,
-            y=gallery,
-            logit_scale=scale,
-            targets=positives,
-            policy=policy,
-            variogram=variogram,
-            p=p,
-            q=q,
-            v=v,
-            u=u,
-            exclude=excluded,
-            label_smoothing=epsilon,
-            symmetric=symmetric,
-            normalize=normalize,
+    if symmetric and len(positives) != m:
+        raise ValueError(
+            f"symmetric: wanted as many queries as gallery entries, got {len(positives)} and {m}"
         )
+
+    problem = InfoNCEProblem(
+        x=features,
+        y=gallery,
+        logit_scale=scale,
+        targets=positives,
+        policy=policy,
+        variogram=variogram if policy.reads_dissimilarity else None,
+        query_latlon=p,
+        gallery_latlon=q,
+        v=v,
+        u=u,
+        exclude=excluded,
+        label_smoothing=epsilon,
+        symmetric=symmetric,
+        normalize=normalize,
+        row_weights=None if shards is not None and symmetric else weights,  # gathered rows have none
     )
-    if symmetric and shards is not None:
-        losses = shards.own_queries(losses)
-    return _reduce(losses, weights, reduction, shards)
-
-
-def _reduce(
-    losses: torch.Tensor, weights: torch.Tensor | None, reduction: Reduction, shards: Shards | None
-) -> torch.Tensor:
-    if weights is not None:
-        losses = losses * weights
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    total = losses.new_tensor(losses.shape[0]) if weights is None else weights.sum()
-    mean = losses.sum() / total
-    return mean if shards is None else shards.scale_gradient(mean, total)
+    name = backends.choose(backend, features)
+    if name == "reference" or reduction == "none" or (symmetric and shards is not None):
+        losses = row_losses(problem, name, workspace_mb)
+        if symmetric and shards is not None:
+            losses = shards.own_queries(losses)
+        if weights is not None:
+            losses = losses * weights
+        if reduction == "none":
+            return losses
+        loss = losses.sum()
+        if reduction == "mean":
+            loss = loss / (n if weights is None else weights.sum())
+    else:
+        loss = reduced_loss(problem, reduction, name, workspace_mb)
+    if shards is None or reduction == "sum":
+        return loss
+    return shards.scale_gradient(loss, loss.new_tensor(n) if weights is None else weights.sum())
 
 
 def _check_weights(row_weights: ArrayLike, x: torch.Tensor) -> torch.Tensor:
@@ -237,14 +202,7 @@ def _check_weights(row_weights: ArrayLike, x: torch.Tensor) -> torch.Tensor:
     if weights.shape != x.shape[:1]:
         raise ValueError(f"row_weights: wanted shape ({x.shape[0]},), got {tuple(weights.shape)}")
     check_same("device", "x", x, "row_weights", weights)
-    weights = weights.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    if is_checked(weights):
-        bad = ~(torch.isfinite(weights) & (weights >= 0))
-        if bool(bad.any()):
-            raise ValueError(f"row_weights: wanted finite weights ≥ 0, got {float(weights[bad][0])}")
-        if not bool(weights.sum() > 0):
-            raise ValueError("row_weights: wanted at least one weight above 0, got only zeros")
-    return weights
+    return weights.detach().to(arithmetic_dtype(x))
 
 
 def _check_positions(
@@ -254,7 +212,7 @@ def _check_positions(
     x: torch.Tensor,
     y: torch.Tensor,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    vectors: list[torch.Tensor | None] = []
+    positions: list[torch.Tensor | None] = []
     for name, latlon, features, of in (
         ("query_latlon", query_latlon, x, "x"),
         ("gallery_latlon", gallery_latlon, y, "y"),
@@ -265,12 +223,12 @@ def _check_positions(
                     f"{name}: policy {policy.kind!r} reads distances; wanted ({features.shape[0]}, 2) "
                     "degrees, got None"
                 )
-            vectors.append(None)
+            positions.append(None)
             continue
-        degrees = check_latlon(name, latlon, rows=features.shape[0])
+        degrees = check_latlon(name, latlon, rows=features.shape[0], values=False)
         check_same("device", of, features, name, degrees)
-        vectors.append(unit_vectors(degrees.detach()) if policy.reads_positions else None)
-    return vectors[0], vectors[1]
+        positions.append(degrees.detach() if policy.reads_positions else None)
+    return positions[0], positions[1]
 
 
 def _check_dissimilarity(
@@ -314,27 +272,3 @@ def _check_dissimilarity(
             "got None"
         )
     return v, u
-
-
-def _check_exclude(exclude: ArrayLike, targets: torch.Tensor, m: int) -> torch.Tensor:
-    indices = check_indices(
-        "exclude", exclude, shape=(targets.shape[0], -1), low=-1, high=m, device=targets.device
-    )
-    if is_checked(indices):
-        own = (indices == targets[:, None]).any(dim=1)
-        if bool(own.any()):
-            row = int(own.nonzero()[0])
-            raise ValueError(
-                f"exclude: wanted negatives only, got row {row}'s own positive, {int(targets[row])}"
-            )
-    return indices
-
-
-def _check_permutation(targets: torch.Tensor, m: int) -> None:
-    n = targets.shape[0]
-    if n != m:
-        raise ValueError(f"symmetric: wanted as many queries as gallery entries, got {n} and {m}")
-    if is_checked(targets) and int(torch.bincount(targets, minlength=m).max()) != 1:
-        raise ValueError(
-            f"targets: wanted a permutation of 0 … {m - 1} for the symmetric loss, got repeated entries"
-        )

@@ -8,7 +8,7 @@ negative logit easier.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ READS_NOTHING = ("none",)
 READS_POSITIONS_ONLY = ("distance", "distance_linear")
 READS_DISSIMILARITY = ("semivariogram", "explained", "threshold", "rectify", "penalty")
 POLICY_KINDS = READS_NOTHING + READS_POSITIONS_ONLY + READS_DISSIMILARITY
+PARAMETERS = ("hard", "false", "tolerance", "mass", "range_km", "strength", "scale_km", "weight")
 
 
 class PairTerms(NamedTuple):
@@ -48,6 +49,9 @@ class NegativePolicy:
     scale_km: float = 0.0
     weight: float = 0.0
 
+    # the numbers as operators carry them, (8,) float64 in the order of PARAMETERS
+    parameters: ClassVar[torch.Tensor]
+
     def __post_init__(self) -> None:
         if self.kind not in POLICY_KINDS:
             raise ValueError(f"policy: wanted a kind of {', '.join(POLICY_KINDS)}, got {self.kind!r}")
@@ -57,6 +61,8 @@ class NegativePolicy:
         self._check("weight")
         self._check("range_km", low=0, open_low=self.kind in ("threshold", "penalty"))
         self._check("scale_km", low=0, open_low=self.kind in READS_POSITIONS_ONLY)
+        numbers = [getattr(self, name) for name in PARAMETERS]
+        object.__setattr__(self, "parameters", torch.tensor(numbers, dtype=torch.float64))
 
     def _check(self, name: str, *, low: float = -float("inf"), open_low: bool = False) -> None:
         object.__setattr__(self, name, check_number(name, getattr(self, name), low=low, open_low=open_low))
@@ -103,7 +109,7 @@ class NegativePolicy:
 
     @classmethod
     def rectify(cls, mass: float, hard: float, false: float, tolerance: float = 0.0) -> NegativePolicy:
-        """b as `semivariogram`; f = mass·min(1, e⁺/γ)·ρ (0 where γ = 0): false negatives as soft positives."""
+        """b as `semivariogram`; f = mass·min(1, e⁺/γ)·ρ (0 where γ = 0): soft positives."""
         return cls("rectify", mass=mass, hard=hard, false=false, tolerance=tolerance)
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -76,6 +76,10 @@ class VariogramModel:
     alpha: float | tuple[float, ...] = 1.0
     metric: Metric = "arc"
 
+    # what operators carry: nugget, then psill, len_scale_km and alpha of every structure, float64; and a name
+    parameters: ClassVar[torch.Tensor]
+    signature: ClassVar[str]
+
     def __post_init__(self) -> None:
         if self.metric not in ("arc", "chord"):
             raise ValueError(f"metric: wanted 'arc' or 'chord', got {self.metric!r}")
@@ -103,6 +107,26 @@ class VariogramModel:
         )
         for name, values in columns.items():
             object.__setattr__(self, name, values[0] if len(values) == 1 else values)
+        numbers = [self.nugget, *(value for structure in self.structures for value in structure[1:])]
+        object.__setattr__(self, "parameters", torch.tensor(numbers, dtype=torch.float64))
+        object.__setattr__(self, "signature", ":".join((self.metric, *kinds)))
+
+    @classmethod
+    def from_parameters(cls, signature: str, parameters: torch.Tensor) -> VariogramModel:
+        """Make the model from its `signature`, "metric:kind:kind", and its numbers, as operators carry it."""
+        metric, *kinds = signature.split(":")
+        numbers = parameters.tolist()
+        psill, len_scale_km, alpha = (tuple(numbers[k::3]) for k in (1, 2, 3))
+        return cls.from_dict(
+            {
+                "kind": tuple(kinds),
+                "nugget": numbers[0],
+                "psill": psill,
+                "len_scale_km": len_scale_km,
+                "alpha": alpha,
+                "metric": metric,
+            }
+        )
 
     @property
     def structures(self) -> list[tuple[str, float, float, float]]:

@@ -71,7 +71,7 @@ def cross_entropy(logits, positive, masses, live, epsilon):
 def info_nce(
     x, y, scale, query_latlon, gallery_latlon, v, u, model, policy, targets, exclude, epsilon, symmetric
 ):
-    """Losses of all queries; `x` and `y` are unit vectors, `model` is (nugget, psill, len_scale_km, alpha)."""
+    """Losses of all queries; `x`, `y` are unit vectors, `model` is (nugget, psill, len_scale_km, alpha)."""
     nugget, psill, len_scale, alpha = model
     n, m = len(x), len(y)
     logits = [[0.0] * m for _ in range(n)]

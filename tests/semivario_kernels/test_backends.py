@@ -21,10 +21,10 @@ def test_explanation_names_every_backend(monkeypatch):
 
 
 def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="backend: wanted one of .*reference, got 'cublas'"):
+    with pytest.raises(ValueError, match=r"backend: wanted one of .*reference, got 'cublas'"):
         cosine_dissimilarity(torch.eye(2), backend="cublas")
     monkeypatch.setenv("SEMIVARIO_BACKEND", "cublas")
-    with pytest.raises(ValueError, match="SEMIVARIO_BACKEND: wanted one of .*reference, got 'cublas'"):
+    with pytest.raises(ValueError, match=r"SEMIVARIO_BACKEND: wanted one of .*reference, got 'cublas'"):
         cosine_dissimilarity(torch.eye(2))
 
 

@@ -86,7 +86,7 @@ def test_bad_positions_are_refused(bad, message):
 
 
 def test_two_sets_must_agree():
-    with pytest.raises(ValueError, match="b: wanted the dtype of a, torch.float64, got torch.float32"):
+    with pytest.raises(ValueError, match=r"b: wanted the dtype of a, torch.float64, got torch.float32"):
         pairwise_haversine(torch.zeros(1, 2).double(), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="b: wanted the device of a, cpu, got meta"):
         pairwise_haversine(torch.zeros(1, 2), torch.zeros(1, 2, device="meta"))

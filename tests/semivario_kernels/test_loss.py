@@ -6,10 +6,21 @@ import torch.nn.functional as F
 from places import SPECIAL_PLACES, random_latlon
 from test_policy import POLICIES
 
-from semivario_kernels import NegativePolicy, VariogramModel, semivariogram_info_nce
+from semivario_kernels import NegativePolicy, VariogramModel, available_backends, semivariogram_info_nce
+from semivario_kernels.backends import tile_driver
 
+BACKENDS = available_backends()
 MODEL = VariogramModel("stable", 0.05, 0.8, 300.0, 0.5)
 N, M, D, E = 11, 17, 6, 5
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request, monkeypatch):
+    """Every test runs on every backend, in tiles smaller than the problem."""
+    monkeypatch.setenv("SEMIVARIO_BACKEND", request.param)
+    monkeypatch.setattr(tile_driver, "ROW_BLOCK", 4)
+    monkeypatch.setattr(tile_driver, "COLUMN_TILE", 7)
+    return request.param
 
 
 def problem(n=N, m=M, seed=0):
@@ -247,12 +258,15 @@ def test_numpy_where_no_gradient_is_asked_for():
     torch.testing.assert_close(ours, semivariogram_info_nce(**p, **options).detach(), rtol=1e-6, atol=0)
 
 
-def test_autocast_does_not_round_the_loss():
+def test_autocast_casts_the_features_and_never_the_positions():
     p = {k: t.detach().float() for k, t in problem().items()}
     options = {"variogram": MODEL, "policy": NegativePolicy.explained(2, 4)}
-    outside = semivariogram_info_nce(**p, **options)
+    cast = {**p, "x": p["x"].bfloat16(), "y": p["y"].bfloat16()}
+    wanted = semivariogram_info_nce(**cast, **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(semivariogram_info_nce(**p, **options), outside, rtol=0, atol=0)
+        inside = semivariogram_info_nce(**p, **options)
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, wanted, rtol=0, atol=0)
 
 
 def bad(**changes):

@@ -40,7 +40,7 @@ def test_terms_equal_the_scalar_definition(name):
     wanted = torch.tensor(
         [
             terms((name, parameters), *pair, NUGGET, PSILL, r)
-            for *pair, r in zip(h.tolist(), d.tolist(), rho.tolist())
+            for *pair, r in zip(h.tolist(), d.tolist(), rho.tolist(), strict=True)
         ],
         dtype=torch.float64,
     )

@@ -138,7 +138,7 @@ def test_bad_distances_are_refused(bad):
 
 
 def test_foreign_gstools_models_are_refused():
-    with pytest.raises(ValueError, match="model: wanted Stable, .*got Linear"):
+    with pytest.raises(ValueError, match=r"model: wanted Stable, .*got Linear"):
         VariogramModel.from_gstools(gs.Linear(dim=1))
     with pytest.raises(ValueError, match="isotropic"):
         VariogramModel.from_gstools(gs.Exponential(dim=2, anis=0.5))

@@ -1,0 +1,57 @@
+# Every target makes .venv itself. The third-party packages of requirements.lock are installed once per
+# version of that file into a shared cache, which a thin .venv in the checkout sees through a .pth file.
+
+PYTHON ?= python3
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semivario-kernels
+KEY := $(shell $(PYTHON) -c 'import hashlib, sys; \
+	print("py%d.%d-" % sys.version_info[:2] + hashlib.sha256(open("requirements.lock", "rb").read()).hexdigest()[:12])')
+ENVIRONMENT := $(CACHE)/environment-$(KEY)
+VENV_READY := .venv/ready-$(KEY)
+RUN := .venv/bin/python -m
+
+.PHONY: demo test lint bench gpu lock clean
+
+demo: $(VENV_READY)
+	$(RUN) geoclip demo
+
+test: $(VENV_READY)
+	$(RUN) pytest
+
+lint: $(VENV_READY)
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+bench: $(VENV_READY)
+	$(RUN) benchmarks
+
+# on a machine with a GPU: uses the Python that is there, needs no network and no .venv
+gpu:
+	$(PYTHON) -m pytest tests/semivario_kernels/test_cuda.py
+	$(PYTHON) -m benchmarks --device cuda
+
+lock:
+	$(PYTHON) -m venv --clear .lock-environment
+	.lock-environment/bin/python -m pip install -q '.[dev]'
+	( echo "# Written by 'make lock'. torch pins its own CUDA packages, so that this file serves every platform."; \
+	  .lock-environment/bin/python -m pip list --format=freeze | grep -viE '^(nvidia|cuda|triton|pip|semivario)' ) > requirements.lock
+	rm -rf .lock-environment
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(ENVIRONMENT)/ready: requirements.lock
+	@echo "Installing the packages of requirements.lock into $(ENVIRONMENT) (once)"
+	$(PYTHON) -m venv $(ENVIRONMENT)
+	$(ENVIRONMENT)/bin/python -m pip install -q -r requirements.lock
+	touch $@
+
+$(VENV_READY): $(ENVIRONMENT)/ready pyproject.toml setup.py
+	$(PYTHON) -m venv --clear --without-pip .venv
+	.venv/bin/python -c "import subprocess, sysconfig; \
+		packages = subprocess.check_output(['$(ENVIRONMENT)/bin/python', '-c', \
+			'import sysconfig; print(sysconfig.get_path(\"purelib\"), end=\"\")'], text=True); \
+		pth = sysconfig.get_path('purelib') + '/dependencies.pth'; \
+		open(pth, 'w').write('import site; site.addsitedir(%r)\n' % packages)"
+	$(RUN) pip install -q --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,276 @@
+"""The loss as PyTorch operators: `semivario::info_nce` and, for per-row upstream gradients, its backward.
+
+Their schemas take tensors, numbers and strings only. A policy and a semivariogram travel as a name and a
+tensor of numbers, so that a refit does not recompile. The reference backend is plain torch and bypasses them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from semivario_kernels import backends
+from semivario_kernels.dissimilarity import arithmetic_dtype
+from semivario_kernels.policy import PARAMETERS, NegativePolicy
+from semivario_kernels.problem import InfoNCEProblem
+from semivario_kernels.variogram import VariogramModel
+
+Tensor = torch.Tensor
+
+
+def row_losses(problem: InfoNCEProblem, backend: str, workspace_mb: int | None) -> Tensor:
+    """(N,) losses, without the row weights."""
+    if backend == "reference":
+        problem.check_values()
+        losses: Tensor = backends.load(backend, problem.x).info_nce(problem)
+        return losses
+    return _call(problem, "none", backend, workspace_mb)
+
+
+def reduced_loss(problem: InfoNCEProblem, reduction: str, backend: str, workspace_mb: int | None) -> Tensor:
+    """Weighted mean or sum of the losses, with the gradient made on the way."""
+    return _call(problem, reduction, backend, workspace_mb)
+
+
+def _call(problem: InfoNCEProblem, reduction: str, backend: str, workspace_mb: int | None) -> Tensor:
+    grad = torch.is_grad_enabled()
+    model = problem.variogram
+    parameters = [problem.policy.parameters] + ([] if model is None else [model.parameters])
+    outputs = info_nce(
+        problem.x,
+        problem.y,
+        problem.logit_scale,
+        problem.targets,
+        problem.query_latlon,
+        problem.gallery_latlon,
+        problem.v,
+        problem.u,
+        problem.exclude,
+        problem.row_weights,
+        torch.cat(parameters),
+        problem.policy.kind,
+        "" if model is None else model.signature,
+        problem.label_smoothing,
+        problem.symmetric,
+        problem.normalize,
+        reduction,
+        backend,
+        0 if workspace_mb is None else workspace_mb,
+        grad and problem.x.requires_grad,
+        grad and problem.y.requires_grad,
+        grad and problem.logit_scale.requires_grad,
+    )
+    loss: Tensor = outputs[0]
+    return loss
+
+
+def _problem(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Tensor,
+    targets: Tensor,
+    query_latlon: Tensor | None,
+    gallery_latlon: Tensor | None,
+    v: Tensor | None,
+    u: Tensor | None,
+    exclude: Tensor | None,
+    row_weights: Tensor | None,
+    parameters: Tensor,
+    policy: str,
+    variogram: str,
+    label_smoothing: float,
+    symmetric: bool,
+    normalize: bool,
+) -> InfoNCEProblem:
+    size = len(PARAMETERS)
+    return InfoNCEProblem(
+        x=x.detach(),
+        y=y.detach(),
+        logit_scale=logit_scale.detach(),
+        targets=targets,
+        policy=NegativePolicy(policy, *parameters[:size].tolist()),
+        variogram=VariogramModel.from_parameters(variogram, parameters[size:]) if variogram else None,
+        query_latlon=query_latlon,
+        gallery_latlon=gallery_latlon,
+        v=v,
+        u=u,
+        exclude=exclude,
+        label_smoothing=label_smoothing,
+        symmetric=symmetric,
+        normalize=normalize,
+        row_weights=row_weights,
+    )
+
+
+@torch.library.custom_op("semivario::info_nce", mutates_args=())
+def info_nce(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Tensor,
+    targets: Tensor,
+    query_latlon: Tensor | None,
+    gallery_latlon: Tensor | None,
+    v: Tensor | None,
+    u: Tensor | None,
+    exclude: Tensor | None,
+    row_weights: Tensor | None,
+    parameters: Tensor,
+    policy: str,
+    variogram: str,
+    label_smoothing: float,
+    symmetric: bool,
+    normalize: bool,
+    reduction: str,
+    backend: str,
+    workspace_mb: int,
+    need_dx: bool,
+    need_dy: bool,
+    need_ds: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return (loss, ∂x, ∂y, ∂s, row sums, column sums); what was not asked for is empty."""
+    problem = _problem(
+        x, y, logit_scale, targets, query_latlon, gallery_latlon, v, u, exclude, row_weights, parameters,
+        policy, variogram, label_smoothing, symmetric, normalize,
+    )  # fmt: skip
+    problem.check_values()
+    driver = backends.load(backend, x).driver(problem, workspace_mb or None)
+    empty = x.new_empty(0)
+    if reduction == "none":
+        result = driver.run(None, False, False, False)
+        columns = result.column_statistics
+        return (
+            result.losses,
+            empty,
+            empty.clone(),
+            empty.clone(),
+            result.row_statistics,
+            empty.clone() if columns is None else columns,
+        )
+    dtype = arithmetic_dtype(x)
+    weights = x.new_ones(x.shape[0], dtype=dtype) if row_weights is None else row_weights.to(dtype)
+    if reduction == "mean":
+        weights = weights / weights.sum()
+    result = driver.run(weights, need_dx, need_dy, need_ds)
+    gradients = (empty.clone() if g is None else g for g in (result.dx, result.dy, result.ds))
+    return ((weights * result.losses).sum(), *gradients, empty, empty.clone())
+
+
+@info_nce.register_fake
+def _info_nce_fake(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    symmetric, _, reduction, _, _, need_dx, need_dy, need_ds = arguments[-8:]
+    loss_shape = (x.shape[0],) if reduction == "none" else ()
+    loss = x.new_empty(loss_shape, dtype=arithmetic_dtype(x))
+    none = reduction == "none"
+    return (
+        loss,
+        x.new_empty(x.shape if need_dx and not none else (0,)),
+        y.new_empty(y.shape if need_dy and not none else (0,)),
+        logit_scale.new_empty(logit_scale.shape) if need_ds and not none else x.new_empty(0),
+        x.new_empty((6, x.shape[0]), dtype=torch.float64) if none else x.new_empty(0),
+        x.new_empty((6, y.shape[0]), dtype=torch.float64) if none and symmetric else x.new_empty(0),
+    )
+
+
+@torch.library.custom_op("semivario::info_nce_backward", mutates_args=())
+def info_nce_backward(
+    upstream: Tensor,
+    row_statistics: Tensor,
+    column_statistics: Tensor,
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Tensor,
+    targets: Tensor,
+    query_latlon: Tensor | None,
+    gallery_latlon: Tensor | None,
+    v: Tensor | None,
+    u: Tensor | None,
+    exclude: Tensor | None,
+    parameters: Tensor,
+    policy: str,
+    variogram: str,
+    label_smoothing: float,
+    symmetric: bool,
+    normalize: bool,
+    backend: str,
+    workspace_mb: int,
+    need_dx: bool,
+    need_dy: bool,
+    need_ds: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(∂x, ∂y, ∂s) of Σ upstream_i·loss_i from the sums of the forward pass; empty where not asked for."""
+    problem = _problem(
+        x, y, logit_scale, targets, query_latlon, gallery_latlon, v, u, exclude, None, parameters,
+        policy, variogram, label_smoothing, symmetric, normalize,
+    )  # fmt: skip
+    driver = backends.load(backend, x).driver(problem, workspace_mb or None)
+    gradients = driver.gradient(
+        upstream, row_statistics, column_statistics if symmetric else None, need_dx, need_dy, need_ds
+    )
+    dx, dy, ds = (x.new_empty(0) if g is None else g for g in gradients)
+    return dx, dy, ds
+
+
+@info_nce_backward.register_fake
+def _info_nce_backward_fake(
+    upstream: Tensor,
+    row_statistics: Tensor,
+    column_statistics: Tensor,
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_dx, need_dy, need_ds = arguments[-3:]
+    return (
+        x.new_empty(x.shape if need_dx else (0,)),
+        y.new_empty(y.shape if need_dy else (0,)),
+        logit_scale.new_empty(logit_scale.shape) if need_ds else x.new_empty(0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    reduction, backend, workspace_mb, *ctx.needs = inputs[16:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.reduced = reduction != "none"
+    if ctx.reduced:
+        ctx.save_for_backward(*output[1:4])
+    else:
+        # all tensors but the row weights, which enter outside
+        ctx.save_for_backward(*output[4:], *inputs[:9], inputs[10])
+        ctx.options = (*inputs[11:16], backend, workspace_mb)
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "semivariogram_info_nce has no second derivative: call backward without create_graph=True, "
+            "or use backend='reference'"
+        )
+    if ctx.reduced:
+        gradients = [_scaled(saved, upstream) for saved in ctx.saved_tensors]
+    else:
+        rows, columns, *tensors, parameters = ctx.saved_tensors
+        gradients = list(
+            info_nce_backward(upstream, rows, columns, *tensors, parameters, *ctx.options, *ctx.needs)
+        )
+    wanted = [g if need else None for g, need in zip(gradients, ctx.needs, strict=True)]
+    return (*wanted, *[None] * 19)
+
+
+def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient times the upstream one, out of place; a plain backward() on the CPU needs no copy."""
+    readable = (
+        upstream.device.type == "cpu" and type(upstream) is Tensor and not torch.compiler.is_compiling()
+    )
+    if readable and float(upstream) == 1:
+        return gradient
+    return gradient * upstream.to(gradient.dtype)
+
+
+info_nce.register_autograd(_backward, setup_context=_setup_context)
