@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -118,7 +119,7 @@ def check_number(
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: wanted a number, got {value!r}") from None
-    if not (np.isfinite(number) and low <= number <= high and not (open_low and number == low)):
+    if not (math.isfinite(number) and low <= number <= high and not (open_low and number == low)):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
         raise ValueError(f"{name}: wanted a finite number in {bounds}, got {value!r}")
     return number

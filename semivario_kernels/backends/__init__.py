@@ -28,16 +28,26 @@ def choose(name: str | None, tensor: torch.Tensor) -> str:
     Raises:
         ValueError: an unknown name, or a backend that cannot serve the tensor's device, with its reason.
     """
+    chosen: str = _choose(name, str(tensor.device))
+    return chosen
+
+
+def _choose(name: str | None, device: str) -> str:
+    place = torch.device(device)
     source = "backend" if name is not None else "SEMIVARIO_BACKEND"
     name = name or os.environ.get("SEMIVARIO_BACKEND") or None
     if name is None:
-        return available_backends(tensor.device)[0]
+        return available_backends(place)[0]
     if name not in BACKENDS:
         raise ValueError(f"{source}: wanted one of {', '.join(BACKENDS)}, got {name!r}")
-    reason = _module(name).unavailable(tensor.device)
+    reason = _module(name).unavailable(place)
     if reason is not None:
-        raise ValueError(f"{source}: {name!r} cannot serve {tensor.device}: {reason}")
+        raise ValueError(f"{source}: {name!r} cannot serve {place}: {reason}")
     return name
+
+
+# what torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, four seconds, here
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load(name: str | None, tensor: torch.Tensor) -> ModuleType:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from semivario_kernels.backends.binned_tiles import binned_sums
-from semivario_kernels.backends.tile_driver import Prepared, Side, TileDriver
-from semivario_kernels.dissimilarity import arithmetic_dtype, unit_rows
-from semivario_kernels.geometry import great_circle_km
-from semivario_kernels.policy import PairTerms
+from semivario_kernels.backends.tile_driver import TileDriver
+from semivario_kernels.backends.tiled_matrices import cosine_dissimilarity, pairwise_haversine, topk_gallery
+from semivario_kernels.backends.torch_epilogue import TorchEpilogue
 
 if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
@@ -25,201 +23,12 @@ __all__ = [
     "unavailable",
 ]
 
-Tensor = torch.Tensor
-TILE = 1024
-
 
 def unavailable(device: torch.device) -> str | None:
     """Say why this backend cannot serve `device`; None where it can."""
     return None
 
 
-class TorchEpilogue:
-    """`tile_driver.Epilogue` in torch: a dozen passes over the tile, which stays in the cache."""
-
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared, self.problem = prepared, prepared.problem
-
-    def forward(
-        self,
-        rows: slice,
-        columns: slice,
-        dot: Tensor,
-        vu: Tensor | None,
-        extra: Tensor | None,
-        statistics: Tensor | None,
-    ) -> None:
-        """Turn `dot` into logits and add to the rows' sums."""
-        prepared, problem = self.prepared, self.problem
-        dead = None if problem.exclude is None else dot == -math.inf
-        cos = dot.mul_(prepared.inverse_y[columns])
-        positive = prepared.targets[rows, None] == torch.arange(
-            columns.start, columns.stop, device=dot.device
-        )
-        terms = self._pair_terms(rows, columns, cos, vu, positive)
-        logits = cos.mul_(prepared.scale)
-        if terms.factor is not None:
-            logits.mul_(terms.factor)
-        if terms.log_weight is not None:
-            logits.add_(terms.log_weight)
-        if extra is not None:
-            kept = terms.factor if terms.factor is not None else terms.soft_target
-            assert kept is not None
-            extra.copy_(kept)
-        if dead is not None:
-            logits.masked_fill_(dead, -math.inf)
-        if statistics is not None:
-            add_statistics(statistics[:, rows], logits, positive, dead, terms.soft_target)
-
-    def column_statistics(
-        self, rows: slice, columns: slice, logits: Tensor, soft: Tensor | None, statistics: Tensor
-    ) -> None:
-        """Add a tile of logits to the columns' sums."""
-        dead = None if self.problem.exclude is None else (logits == -math.inf).T
-        positive = (
-            torch.arange(columns.start, columns.stop, device=logits.device)[:, None]
-            == self.prepared.targets[rows]
-        )
-        add_statistics(statistics[:, columns], logits.T, positive, dead, None if soft is None else soft.T)
-
-    def gradient(
-        self,
-        rows: slice,
-        columns: slice,
-        logits: Tensor,
-        extra: Tensor | None,
-        row_side: Side,
-        column_side: Side | None,
-    ) -> None:
-        """Turn logits into A."""
-        kind = self.problem.policy.kind
-        dead = None if self.problem.exclude is None else logits == -math.inf
-        mass = (
-            self.prepared.targets[rows, None]
-            == torch.arange(columns.start, columns.stop, device=logits.device)
-        ).to(logits.dtype)
-        if kind == "rectify" and extra is not None:
-            mass = mass + extra
-        g = _side_gradient(logits, mass, row_side, rows)
-        if column_side is not None:
-            g += _side_gradient(logits.T, mass.T, column_side, columns).T
-        if dead is not None:
-            g.masked_fill_(dead, 0)
-        if kind == "penalty" and extra is not None:
-            g.mul_(extra)
-        torch.mul(g, self.prepared.inverse_y[columns], out=logits)
-
-    def _pair_terms(
-        self, rows: slice, columns: slice, cos: Tensor, vu: Tensor | None, positive: Tensor
-    ) -> PairTerms:
-        prepared, policy, variogram = self.prepared, self.problem.policy, self.problem.variogram
-        if not policy.reads_positions:
-            return PairTerms()
-        assert prepared.p is not None
-        assert prepared.q is not None
-        h_km = great_circle_km(prepared.p[rows], prepared.q[columns])
-        untouched = positive
-        if not policy.reads_dissimilarity:
-            terms = policy.torch_terms(h_km)
-        else:
-            assert variogram is not None
-            if vu is None:
-                d = 1 - cos.masked_fill(cos == -math.inf, 0)
-            else:
-                assert prepared.inverse_u is not None
-                assert prepared.inverse_v is not None
-                d = (1 - vu.mul_(prepared.inverse_u[columns])).clamp_(0, 2)
-                blank = (prepared.inverse_v[rows, None] == 0) | (prepared.inverse_u[columns] == 0)
-                untouched = positive | blank
-            rho = variogram.torch_correlation(h_km)
-            gamma = variogram.nugget + variogram.total_psill * (1 - rho)
-            terms = policy.torch_terms(h_km, d, gamma, rho, variogram.sill)
-        return PairTerms(
-            *(
-                None if term is None else term.masked_fill_(untouched, neutral)
-                for term, neutral in zip(terms, (1.0, 0.0, 0.0), strict=True)
-            )
-        )
-
-
-def _side_gradient(logits: Tensor, mass: Tensor, side: Side, rows: slice) -> Tensor:
-    """w·(softmax − T) of rows; of columns where everything comes transposed."""
-    column = (slice(None), None)
-    probability = torch.exp(logits - side.log_sum_exp[rows][column])
-    wanted = torch.addcmul(side.smooth[rows][column].expand_as(mass), side.hard[rows][column], mass)
-    return (probability - wanted) * side.weight[rows][column]
-
-
-def add_statistics(
-    sums: Tensor, logits: Tensor, positive: Tensor, dead: Tensor | None, soft: Tensor | None
-) -> None:
-    """Add a tile of logits to the sums of its rows: max, Σexp(l − max), Σl, Σf, Σf·l, l of the positive."""
-    top = torch.maximum(sums[0], logits.amax(dim=1).double())
-    finite_top = torch.where(top == -math.inf, 0.0, top)  # a tile may be dead throughout
-    partial = torch.exp(logits - finite_top.to(logits.dtype)[:, None]).sum(dim=1, dtype=torch.float64)
-    partial = partial * torch.exp(finite_top.to(logits.dtype).double() - finite_top)
-    sums[1] = sums[1] * torch.exp(sums[0] - finite_top) + partial
-    sums[0] = top
-    live = logits if dead is None else logits.masked_fill(dead, 0)
-    sums[2] += live.sum(dim=1, dtype=torch.float64)
-    if soft is not None:
-        soft = soft if dead is None else soft.masked_fill(dead, 0)
-        sums[3] += soft.sum(dim=1, dtype=torch.float64)
-        sums[4] += (soft * live).sum(dim=1, dtype=torch.float64)
-    sums[5] += live.masked_fill(~positive, 0).sum(dim=1, dtype=torch.float64)
-
-
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:
     """The walk over the tiles of one loss."""
     return TileDriver(problem, TorchEpilogue, workspace_mb)
-
-
-def pairwise_haversine(p: Tensor, q: Tensor) -> Tensor:
-    """(N, M) km from unit vectors (N, 3) and (M, 3), row block by row block."""
-    out = p.new_empty(p.shape[0], q.shape[0])
-    rows = max(1, 2**22 // q.shape[0])
-    for block, part in zip(torch.split(out, rows), torch.split(p, rows), strict=True):
-        block.copy_(great_circle_km(part, q))
-    return out
-
-
-def cosine_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
-    """(N, M) of 1 − cos from (N, E) and (M, E), column tile by column tile."""
-    out = x.new_empty(x.shape[0], y.shape[0], dtype=arithmetic_dtype(x))
-    unit_x = unit_rows(x)
-    for start in range(0, y.shape[0], TILE):
-        torch.mm(unit_x, unit_rows(y[start : start + TILE]).T, out=out[:, start : start + TILE])
-    return out.neg_().add_(1).clamp_(0, 2)
-
-
-def topk_gallery(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest ⟨x_i, y_j⟩ of every row and their indices, (N, k) each, equal values by index."""
-    dtype = arithmetic_dtype(x)
-    tile = max(8 * TILE, 2 * k)
-    values, indices = [], []
-    for rows in torch.split(x, TILE):
-        queries = rows.to(dtype)
-        best = queries.new_full((len(rows), 0), -math.inf)
-        where = torch.empty(len(rows), 0, dtype=torch.int64, device=x.device)
-        for start in range(0, y.shape[0], tile):
-            scores = queries @ y[start : start + tile].to(dtype).T
-            if best.shape[1] == k and not bool((scores.amax(dim=1) > best[:, -1]).any()):
-                continue  # no new entry beats the k-th best, and ties go to the earlier index
-            found, columns = _stable_topk(scores, min(k, scores.shape[1]))
-            best, order = torch.sort(torch.cat([best, found], dim=1), dim=1, descending=True, stable=True)
-            best, order = best[:, :k], order[:, :k]
-            where = torch.cat([where, start + columns], dim=1).gather(1, order)
-        values.append(best)
-        indices.append(where)
-    return torch.cat(values), torch.cat(indices)
-
-
-def _stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk, with equal values in the order of their index."""
-    values, indices = scores.topk(k, dim=1)
-    tied = (values[:, 1:] == values[:, :-1]).any(dim=1) | ((scores >= values[:, -1:]).sum(dim=1) > k)
-    rows = tied.nonzero()[:, 0]
-    if len(rows):
-        ordered, order = torch.sort(scores[rows], dim=1, descending=True, stable=True)
-        values[rows], indices[rows] = ordered[:, :k], order[:, :k]
-    return values, indices

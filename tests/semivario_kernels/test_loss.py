@@ -29,7 +29,7 @@ def problem(n=N, m=M, seed=0):
     x, y = (torch.randn(k, D, generator=g, dtype=torch.float64).requires_grad_() for k in (n, m))
     places = torch.cat([torch.tensor(SPECIAL_PLACES, dtype=torch.float64), random_latlon(n + m, seed)])
     v, u = (torch.randn(k, E, generator=g, dtype=torch.float64) + 0.7 for k in (n, m))
-    v[1], u[2] = 0, 0
+    v[1:2], u[2:3] = 0, 0
     scale = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
     return {
         "x": x,

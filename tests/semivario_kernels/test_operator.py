@@ -1,0 +1,248 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_loss import MODEL, problem
+from test_policy import POLICIES
+
+from semivario_kernels import NegativePolicy, VariogramModel, available_backends, semivariogram_info_nce
+from semivario_kernels.backends import tile_driver
+from semivario_kernels.operator import info_nce, info_nce_backward
+
+BACKENDS = [name for name in available_backends() if name != "reference"]
+POLICY = NegativePolicy.rectify(0.4, 3.0, 5.0)
+LEAVES = ("x", "y", "logit_scale")
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request, monkeypatch):
+    monkeypatch.setenv("SEMIVARIO_BACKEND", request.param)
+    return request.param
+
+
+def arguments(p, policy, reduction, backend, *, symmetric=False):
+    """The operator's own arguments."""
+    n = p["x"].shape[0]
+    reads = policy.kind != "none"
+    return (
+        p["x"],
+        p["y"],
+        p["logit_scale"],
+        torch.arange(n),
+        p["query_latlon"] if reads else None,
+        p["gallery_latlon"] if reads else None,
+        p["query_embeddings"] if reads else None,
+        p["gallery_embeddings"] if reads else None,
+        (torch.arange(n)[:, None] + 1) % n,
+        torch.linspace(0.5, 1, n),
+        torch.cat([policy.parameters, MODEL.parameters]) if reads else policy.parameters,
+        policy.kind,
+        MODEL.signature if reads else "",
+        0.1,
+        symmetric,
+        True,
+        reduction,
+        backend,
+        0,
+        True,
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("policy", [NegativePolicy.none(), POLICY], ids=lambda policy: policy.kind)
+def test_opcheck(policy, reduction, symmetric, backend):
+    p = problem(n=11, m=11 if symmetric else 17)
+    torch.library.opcheck(info_nce, arguments(p, policy, reduction, backend, symmetric=symmetric))
+
+
+def test_opcheck_of_the_backward(backend):
+    p = problem()
+    forward = arguments(p, POLICY, "none", backend)
+    statistics = info_nce(*forward)[4:]
+    upstream = torch.randn(11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in forward]
+    torch.library.opcheck(
+        info_nce_backward,
+        (upstream, *(t.detach() for t in statistics), *detached[:9], *detached[10:16], *detached[17:]),
+    )
+
+
+def test_compiles_in_one_graph_and_a_refit_does_not_recompile():
+    p = {k: t.detach().float() for k, t in problem().items()}
+    layer = torch.nn.Linear(p["x"].shape[1], p["x"].shape[1])
+
+    def step(variogram):
+        return semivariogram_info_nce(**{**p, "x": layer(p["x"])}, variogram=variogram, policy=POLICY)
+
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for variogram in (
+        MODEL,
+        VariogramModel("stable", 0.1, 0.6, 90.0, 0.7),
+        VariogramModel("stable", 0, 1, 9, 0.9),
+    ):
+        results = []
+        for function in (compiled, step):
+            layer.zero_grad()
+            loss = function(variogram)
+            loss.backward()
+            results.append((loss.detach(), layer.weight.grad.clone()))
+        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivatives_are_refused(reduction):
+    p = problem()
+    loss = semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY, reduction=reduction)
+    with pytest.raises(RuntimeError, match="no second derivative: call backward without create_graph=True"):
+        torch.autograd.grad(loss.sum(), p["x"], create_graph=True)
+
+
+def test_backward_twice_with_a_retained_graph():
+    p = problem()
+    loss = semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY)
+    loss.backward(retain_graph=True)
+    once = [p[name].grad.clone() for name in LEAVES]
+    loss.backward()
+    for name, gradient in zip(LEAVES, once, strict=True):
+        torch.testing.assert_close(p[name].grad, 2 * gradient, rtol=1e-14, atol=0)
+    scaled = semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY) * 0.25
+    for gradient, whole in zip(torch.autograd.grad(scaled, [p[n] for n in LEAVES]), once, strict=True):
+        torch.testing.assert_close(gradient, whole / 4, rtol=1e-14, atol=0)
+
+
+def test_no_gradient_is_made_that_nobody_asked_for():
+    p = {k: t.detach() for k, t in problem().items()}
+    assert not semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY).requires_grad
+    p["y"].requires_grad_()
+    loss = semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY)
+    with torch.no_grad():
+        torch.testing.assert_close(semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY), loss.detach())
+    (gradient,) = torch.autograd.grad(loss, p["y"])
+    assert gradient.abs().max() > 0
+
+
+def gradients_of(p, **options):
+    leaves = [p[name].detach().clone().requires_grad_() for name in LEAVES]
+    loss = semivariogram_info_nce(**{**p, **dict(zip(LEAVES, leaves, strict=True))}, **options)
+    upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(8), dtype=loss.dtype)
+    return loss.detach(), torch.autograd.grad(loss, leaves, upstream)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_strips_and_two_passes_agree(name, monkeypatch):
+    monkeypatch.setattr(tile_driver, "ROW_BLOCK", 64)
+    monkeypatch.setattr(tile_driver, "COLUMN_TILE", 33)
+    p = problem(n=130, m=150)
+    options = {"variogram": MODEL, "policy": POLICIES[name][0], "label_smoothing": 0.1}
+    strips, strip_gradients = gradients_of(p, **options)
+    monkeypatch.setattr(tile_driver, "THINNEST_STRIP", 10**6)
+    passes, pass_gradients = gradients_of(p, **options)
+    torch.testing.assert_close(strips, passes, rtol=1e-13, atol=0)
+    for a, b in zip(strip_gradients, pass_gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_repeated_runs_are_equal_bit_for_bit(reduction):
+    p = {k: t.detach().float() for k, t in problem(n=130, m=150).items()}
+    options = {"variogram": MODEL, "policy": POLICY, "reduction": reduction}
+    (first, first_gradients), (second, second_gradients) = (gradients_of(p, **options) for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(first_gradients, second_gradients, strict=True))
+
+
+def within_nan(tensor, offset, step):
+    """The same values in a NaN-filled storage, with strides."""
+    storage = tensor.new_full((tensor.shape[0] + 3, tensor.shape[1] * step + offset), torch.nan)
+    view = storage[2 : 2 + tensor.shape[0], offset : offset + tensor.shape[1] * step : step]
+    return view.copy_(tensor)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(2, 40),
+    extra=st.integers(0, 40),
+    dims=st.tuples(st.integers(2, 20), st.integers(1, 20)),  # of one dimension the gradient vanishes
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    tile=st.tuples(st.integers(1, 17), st.integers(1, 17)),
+    name=st.sampled_from(list(POLICIES)),
+    symmetric=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    epsilon=st.sampled_from([0.0, 0.1]),
+    offset=st.integers(0, 2),
+    step=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_float64_reference_at_any_shape(
+    n, extra, dims, dtype, tile, name, symmetric, reduction, epsilon, offset, step, seed
+):
+    """DESIGN's rule: |ours − float64| ≤ |reference in the dtype − float64| + tolerance, per gradient."""
+    g = torch.Generator().manual_seed(seed)
+    m = n if symmetric else n + extra
+    p = {
+        **problem(n=n, m=m, seed=seed),
+        **{
+            key: torch.randn(rows, dim, generator=g, dtype=torch.float64).to(dtype)
+            for key, rows, dim in (
+                ("x", n, dims[0]),
+                ("y", m, dims[0]),
+                ("query_embeddings", n, dims[1]),
+                ("gallery_embeddings", m, dims[1]),
+            )
+        },
+    }
+    options = {
+        "variogram": MODEL,
+        "policy": POLICIES[name][0],
+        "label_smoothing": epsilon,
+        "symmetric": symmetric,
+        "reduction": reduction,
+    }
+    laid = {k: within_nan(t, offset, step) if t.ndim == 2 else t for k, t in p.items()}
+    exact = {k: t.double() for k, t in p.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tile_driver, "ROW_BLOCK", tile[0])
+        patch.setattr(tile_driver, "COLUMN_TILE", tile[1])
+        loss, gradients = gradients_of(laid, **options)
+    low, low_gradients = gradients_of(p, **options, backend="reference")
+    high, high_gradients = gradients_of(exact, **options, backend="reference")
+    tolerance = {torch.float64: 1e-10, torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    assert torch.isfinite(loss).all()
+    for ours, reference, wanted in zip(
+        (loss, *gradients), (low, *low_gradients), (high, *high_gradients), strict=True
+    ):
+        assert ours.dtype == reference.dtype
+        size = wanted.abs().max()
+        error, allowed = (ours.double() - wanted).abs().max(), (reference.double() - wanted).abs().max()
+        assert error <= allowed + tolerance * size + torch.finfo(low.dtype).eps
+
+
+def test_positives_and_negatives_of_the_gallery_have_their_gradient():
+    """Checked apart: negatives' gradients are small; all zeros would pass a tolerance on all rows."""
+    n, m = 40, 500
+    p = problem(n=n, m=m)
+    low = {k: t.detach().float() for k, t in p.items()}
+    options = {"variogram": MODEL, "policy": NegativePolicy.explained(2, 4)}
+    _, (_, ours, _) = gradients_of(low, **options)
+    _, (_, wanted, _) = gradients_of(p, **options, backend="reference")
+    for rows in (slice(0, n), slice(n, m)):
+        error = (ours[rows].double() - wanted[rows]).abs().max()
+        assert error <= 5e-4 * wanted[rows].abs().max()
+
+
+def test_features_off_the_cpu_without_a_check_give_nan(monkeypatch):
+    """Bad values that nobody looked at become a NaN loss, never a read out of bounds."""
+    p = problem()
+    monkeypatch.setattr("semivario_kernels.problem.is_checked", lambda tensor: False)
+    far = semivariogram_info_nce(
+        **p, variogram=MODEL, policy=POLICY, targets=torch.full((11,), 99), reduction="none"
+    )
+    assert far.isnan().all()
+    p["gallery_latlon"] = torch.full((17, 2), 200.0, dtype=torch.float64)
+    assert semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY).isnan()
