@@ -1,0 +1,1 @@
+"""What the operators cost, next to naive torch and to their own matrix products: `python -m benchmarks`."""

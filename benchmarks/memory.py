@@ -1,0 +1,144 @@
+"""Peak memory of a forward and backward pass, each taken in a process of its own.
+
+What counts is the peak beyond that of an equal process which makes the same inputs and gradients of their
+size and runs the contender on 8 × 8 pairs only: that loads its code, and with a custom operator torch's
+compiler (900 modules, 150 MiB), once per process whatever the size. What the small run adds is stated apart.
+On the CPU the peak is that of the resident set. Python, the allocator's arenas and the threads' stacks move
+it between equal processes: the baseline is taken twice and the difference stated as the resolution. On a GPU
+it is the allocator's own peak.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import NAIVE, Case, MemoryCase
+from benchmarks.contenders import Run, backend_names, loss_run, rival_run
+from benchmarks.problem import Problem, make_problem
+from semivario_kernels import NegativePolicy, semivariogram_info_nce
+
+MIB = 2**20
+
+
+def measure_memory(
+    cases: list[MemoryCase], device: torch.device, *, on_case: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Rows of the memory table: plain numbers, one dict per case."""
+    baselines: dict[tuple[Any, ...], list[float]] = {}
+    rows = []
+    for case in cases:
+        on_case(f"memory {case.n:,} × {case.m:,}, {case.policy.kind}")
+        names = [case.contender] if case.contender else backend_names(_time_case(case), device)[:1]
+        if not names:
+            continue  # no backend of ours but the oracle
+        row = {
+            "n": case.n,
+            "m": case.m,
+            "d": case.d,
+            "e": case.e,
+            "dtype": str(case.dtype).removeprefix("torch."),
+            "policy": case.policy.kind,
+            "contender": names[0],
+            "bar_mib": case.bar_mib,
+            "met": None if case.bar_mib is None else False,
+            "failure": None,
+        }
+        rows.append(row)
+        key = (names[0], case.n, case.m, case.d, case.e, case.dtype)
+        try:
+            if key not in baselines:
+                baselines[key] = [_in_fresh_process(case, names[0], device, False)["peak"] for _ in range(2)]
+            mib = _in_fresh_process(case, names[0], device, True)
+        except RuntimeError as error:
+            row["failure"] = str(error)
+            continue
+        row["baseline_mib"] = baselines[key]
+        row["resolution_mib"] = max(baselines[key]) - min(baselines[key])
+        row["peak_mib"] = mib["peak"]
+        row["extra_mib"] = mib["peak"] - min(baselines[key])
+        row["first_use_mib"] = mib["first use"]
+        if case.bar_mib is not None:
+            row["met"] = row["extra_mib"] <= case.bar_mib
+    return rows
+
+
+def _time_case(case: MemoryCase) -> Case:
+    return Case("memory", case.n, case.m, case.d, case.e, case.policy, dtype=case.dtype)
+
+
+def _in_fresh_process(case: MemoryCase, contender: str, device: torch.device, runs: bool) -> dict[str, float]:
+    request = {
+        "sizes": [case.n, case.m, case.d, case.e],
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "policy": asdict(case.policy),
+        "contender": contender,
+        "runs": runs,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", json.dumps(request)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        raise RuntimeError((child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1])
+    return json.loads(child.stdout)
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Peak memory of this process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    try:
+        # not ru_maxrss, which Linux hands on through fork and exec: it starts at the parent's peak
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def _serve(request: dict[str, Any]) -> dict[str, float]:
+    """Run what `request` asks for and return the MiB of this process."""
+    torch.set_num_threads(request["threads"])
+    device = torch.device(request["device"])
+    n, m, d, e = request["sizes"]
+    case = Case(
+        "memory", n, m, d, e, NegativePolicy(**request["policy"]), dtype=getattr(torch, request["dtype"])
+    )
+
+    def run_of(contender: str, problem: Problem) -> Run:
+        if contender == NAIVE:
+            return rival_run(NAIVE, case, problem)
+        return loss_run(semivariogram_info_nce, case, problem, backend=contender)
+
+    small = make_problem(8, 8, d, e, dtype=case.dtype, device=device)
+    run_of(NAIVE, small)()  # torch's own threads and libraries
+    before = _peak_mib(device)
+    run_of(request["contender"], small)()
+    first_use = _peak_mib(device) - before
+    problem = make_problem(n, m, d, e, dtype=case.dtype, device=device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if request["runs"]:
+        kept = run_of(request["contender"], problem)()
+    else:
+        kept = tuple(torch.ones_like(leaf) for leaf in problem.leaves)  # written to, so that it is resident
+    mib = {"first use": first_use, "peak": _peak_mib(device)}
+    del kept
+    return mib
+
+
+if __name__ == "__main__":
+    print(json.dumps(_serve(json.loads(sys.argv[1]))))

@@ -1,0 +1,111 @@
+"""The result as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.cases import COMPILED, NAIVE, OPEN_CLIP, PRODUCTS
+
+RIVALS = (NAIVE, COMPILED, OPEN_CLIP)
+HEAD = ["case", "what", "N × M", "dtype", "contender", "median (quartiles) ms", "× products"]
+MEMORY_HEAD = ["N × M", "dtype", "policy", "contender", "extra MiB", "± MiB", "bar", "first use MiB"]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Tables of time and of memory under a line on the machine and one on the bars."""
+    machine, times, memory = result["machine"], result["times"], result["memory"]
+    versions = machine["versions"]
+    bars = [bar["met"] for row in times for bar in row["bars"]]
+    bars += [row["met"] for row in memory if row["met"] is not None]
+    lines = [
+        f"# Benchmarks: {machine['processor']}, {result['date']}",
+        "",
+        f"{machine['threads']} threads of {machine['cores']} cores, Python {versions['python']}, torch "
+        f"{versions['torch']}, "
+        f"commit {machine['commit'][:12]}{' with changes' * machine['commit'].endswith('-dirty')}."
+        + (f" Bars met: {sum(bars)} of {len(bars)}." if bars else ""),
+        "",
+    ]
+    if times:
+        lines += [
+            "Times of one interleaved run per case. `products` are the case's matrix products alone; naive "
+            "torch with policy `none` is `F.cross_entropy`. In brackets: the bar of the default backend. "
+            "No ratio is given for a row whose error is above the allowed one.",
+            "",
+            *_table(
+                [*HEAD, *(f"faster than {rival}" for rival in RIVALS), "error (allowed)"], times, _time_cells
+            ),
+            "",
+        ]
+    if memory:
+        lines += [
+            "Peak memory of forward + backward (`mean`) beyond inputs and gradients, in fresh processes; ± "
+            "is the difference between two equal baseline processes. What the first call on 8 × 8 pairs "
+            "adds, the code it loads, stands apart.",
+            "",
+            *_table(MEMORY_HEAD, memory, _memory_cells),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _table(head: list[str], rows: list[dict[str, Any]], cells: Any) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *(cells(row) for row in rows))]
+
+
+def _time_cells(row: dict[str, Any]) -> list[str]:
+    bars = {bar["against"]: bar for bar in row["bars"]}
+
+    def ratio(value: float | None, against: str) -> str:
+        text = "–" if value is None else f"{value:.2f}"
+        if against not in bars:
+            return text
+        sign = "≤" if against == PRODUCTS else "≥"
+        return f"{text} ({sign} {bars[against]['wanted']:g}: {_verdict(bars[against]['met'])})"
+
+    if row["failure"]:
+        took = row["failure"].replace("|", "\\|")
+    else:
+        low, high = row["quartiles_s"]
+        took = f"{_ms(row['median_s'])} ({_ms(low)} to {_ms(high)})"
+    error = "not checked"
+    if row["contender"] == PRODUCTS or row["failure"]:
+        error = "–"
+    elif row["right"] is not None:
+        error = f"{row['error']:.1e} ({row['error_allowed']:.0e}){'' if row['right'] else ' **WRONG**'}"
+    options = [row["pass"], f"policy {row['policy']}"]
+    options += [f"reduction {row['reduction']}"] * (row["reduction"] != "mean")
+    options += ["symmetric"] * row["symmetric"]
+    return [
+        row["case"],
+        ", ".join(options),
+        f"{row['n']:,} × {row['m']:,}",
+        row["dtype"],
+        row["contender"],
+        took,
+        ratio(row["to_floor"], PRODUCTS),
+        *(ratio(row["speedups"].get(rival), rival) for rival in RIVALS),
+        error,
+    ]
+
+
+def _memory_cells(row: dict[str, Any]) -> list[str]:
+    measured = row["failure"] is None
+    return [
+        f"{row['n']:,} × {row['m']:,}",
+        row["dtype"],
+        row["policy"],
+        row["contender"],
+        f"{row['extra_mib']:.1f}" if measured else row["failure"].replace("|", "\\|"),
+        f"{row['resolution_mib']:.1f}" if measured else "–",
+        "–" if row["bar_mib"] is None else f"≤ {row['bar_mib']:g}: {_verdict(row['met'])}",
+        f"{row['first_use_mib']:.1f}" if measured else "–",
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.4g}" if seconds < 1 else f"{seconds * 1e3:,.0f}"
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
