@@ -1,0 +1,230 @@
+// The Python face of the CPU kernels. Tensors come as addresses, so that the extension is not linked to torch and
+// one build serves every version of it; semivario_kernels/backends/native_epilogue.py checks what they point to.
+//
+// OpenMP's symbols (GOMP_*) are left undefined on purpose: torch has loaded its own copy of the run-time library,
+// and a second one would bring a second pool of spinning threads.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/tile_kernels.h"
+
+namespace py = pybind11;
+
+namespace semivario {
+namespace {
+
+using Address = std::uintptr_t;
+using Index = std::int64_t;
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+const std::map<std::string, PolicyKind> POLICY_KINDS = {
+    {"none", PolicyKind::none},           {"semivariogram", PolicyKind::semivariogram},
+    {"explained", PolicyKind::explained}, {"threshold", PolicyKind::threshold},
+    {"rectify", PolicyKind::rectify},     {"penalty", PolicyKind::penalty},
+    {"distance", PolicyKind::distance},   {"distance_linear", PolicyKind::distance_linear},
+};
+
+const std::map<std::string, VariogramKind> VARIOGRAM_KINDS = {
+    {"stable", VariogramKind::stable},       {"exponential", VariogramKind::exponential},
+    {"gaussian", VariogramKind::gaussian},   {"spherical", VariogramKind::spherical},
+    {"matern32", VariogramKind::matern32},
+};
+
+template <typename Kind>
+Kind find_kind(const std::map<std::string, Kind>& kinds, const std::string& argument, const std::string& name) {
+    const auto found = kinds.find(name);
+    if (found != kinds.end()) return found->second;
+    std::string names;
+    for (const auto& entry : kinds) names += (names.empty() ? "" : ", ") + entry.first;
+    throw py::value_error(argument + ": wanted one of " + names + ", got '" + name + "'");
+}
+
+float rounded_down(double x) {
+    const float nearest = static_cast<float>(x);
+    return static_cast<double>(nearest) > x ? std::nextafter(nearest, -INFINITY) : nearest;
+}
+
+Policy make_policy(const std::map<std::string, double>& values, double sill) {
+    const auto value = [&values](const char* name) {
+        const auto found = values.find(name);
+        if (found == values.end()) throw py::value_error(std::string("policy: wanted a value for '") + name + "'");
+        return found->second;
+    };
+    const auto inverse = [](double x) { return static_cast<float>(x > 0 ? 1 / x : 0); };
+    return {static_cast<float>(value("hard")),     static_cast<float>(value("false")),
+            static_cast<float>(value("tolerance")), static_cast<float>(value("mass")),
+            rounded_down(value("range_km")),        static_cast<float>(value("strength")),
+            inverse(value("scale_km")),             static_cast<float>(value("weight")),
+            inverse(sill)};
+}
+
+using StructureTuple = std::tuple<std::string, double, double, double>;  // kind, share, len_scale_km, alpha
+
+Variogram make_variogram(const std::vector<StructureTuple>& structures, double nugget, double psill) {
+    if (structures.size() > MAX_STRUCTURES) {
+        throw py::value_error("structures: wanted at most " + std::to_string(MAX_STRUCTURES) + ", got " +
+                              std::to_string(structures.size()));
+    }
+    Variogram variogram{};
+    variogram.nugget = static_cast<float>(nugget);
+    variogram.psill = static_cast<float>(psill);
+    for (const auto& [kind, share, len_scale_km, alpha] : structures) {
+        variogram.structures[variogram.count++] = {find_kind(VARIOGRAM_KINDS, "structures", kind),
+                                                   static_cast<float>(share), static_cast<float>(1 / len_scale_km),
+                                                   static_cast<float>(alpha)};
+    }
+    return variogram;
+}
+
+// Positions with one array per coordinate, as the SIMD loops over columns read them.
+class Coordinates {
+  public:
+    Coordinates(const float* positions, Index count) : values_(positions == nullptr ? 0 : 3 * count) {
+        for (int k = 0; k < 3; ++k) {
+            axes_[k] = values_.data() + (positions == nullptr ? 0 : k * count);
+            if (positions == nullptr) continue;
+            for (Index j = 0; j < count; ++j) values_[k * count + j] = positions[3 * j + k];
+        }
+    }
+    Coordinates(const Coordinates&) = delete;
+    const float* const* axes() const { return axes_; }
+
+  private:
+    std::vector<float> values_;
+    const float* axes_[3];
+};
+
+class Epilogue {
+  public:
+    Epilogue(const std::string& policy_kind, const std::map<std::string, double>& policy,
+             const std::vector<StructureTuple>& structures, double nugget, double psill, const std::string& metric,
+             double scale, bool features, int threads, Address p, Address q, Index gallery, Address inverse_y,
+             Address image_v, Address inverse_u, Address targets)
+        : kernels_(choose_kernels()), q_(at<const float>(q), gallery) {
+        if (metric != "arc" && metric != "chord") {
+            throw py::value_error("metric: wanted 'arc' or 'chord', got '" + metric + "'");
+        }
+        const PolicyKind kind = find_kind(POLICY_KINDS, "policy_kind", policy_kind);
+        if (reads_dissimilarity(kind) && structures.empty()) {
+            throw py::value_error("structures: policy '" + policy_kind + "' wants a variogram, got none");
+        }
+        if (kind != PolicyKind::none && (p == 0 || q == 0)) {
+            throw py::value_error("p, q: policy '" + policy_kind + "' wants positions, got none");
+        }
+        if (reads_dissimilarity(kind) && !features && (image_v == 0 || inverse_u == 0)) {
+            throw py::value_error("image_v, inverse_u: policy '" + policy_kind + "' wants embeddings, got none");
+        }
+        constants_ = {kind,
+                      make_policy(policy, nugget + psill),
+                      make_variogram(structures, nugget, psill),
+                      metric == "chord",
+                      features,
+                      static_cast<float>(scale),
+                      threads,
+                      at<const float>(p),
+                      {q_.axes()[0], q_.axes()[1], q_.axes()[2]},
+                      at<const float>(inverse_y),
+                      at<const float>(image_v),
+                      at<const float>(inverse_u),
+                      at<const Index>(targets)};
+    }
+
+    const char* isa() const { return kernels_.name; }
+
+    void forward(Index first_row, Index rows, Index first_column, Index columns, Address dot, Index dot_stride,
+                 Address vu, Index vu_stride, Address extra, Index extra_stride, Address statistics,
+                 Index statistics_stride) const {
+        if (reads_dissimilarity(constants_.policy_kind) && !constants_.features && vu == 0) {
+            throw py::value_error("vu: this policy wants the embeddings' products, got none");
+        }
+        kernels_.forward(constants_, {first_row, rows, first_column, columns}, {at<float>(dot), dot_stride},
+                         {at<const float>(vu), vu_stride}, {at<float>(extra), extra_stride},
+                         {at<double>(statistics), statistics_stride});
+    }
+
+    void column_statistics(Index first_row, Index rows, Index first_column, Index columns, Address logits,
+                           Index stride, Address soft, Index soft_stride, Address statistics,
+                           Index statistics_stride) const {
+        kernels_.column_statistics(constants_, {first_row, rows, first_column, columns},
+                                   {at<const float>(logits), stride}, {at<const float>(soft), soft_stride},
+                                   {at<double>(statistics), statistics_stride});
+    }
+
+    using SideAddresses = std::tuple<Address, Address, Address, Address>;  // lse, weight, hard, smooth
+
+    void gradient(Index first_row, Index rows, Index first_column, Index columns, Address logits, Index stride,
+                  Address extra, Index extra_stride, SideAddresses row_side, SideAddresses column_side) const {
+        const PolicyKind kind = constants_.policy_kind;
+        if ((kind == PolicyKind::penalty || kind == PolicyKind::rectify) && extra == 0) {
+            throw py::value_error("extra: this policy wants what forward left there, got none");
+        }
+        const auto make_side = [](const SideAddresses& side) {
+            return Side{at<const float>(std::get<0>(side)), at<const float>(std::get<1>(side)),
+                        at<const float>(std::get<2>(side)), at<const float>(std::get<3>(side))};
+        };
+        const Side columns_side = make_side(column_side);
+        kernels_.gradient(constants_, {first_row, rows, first_column, columns}, {at<float>(logits), stride},
+                          {at<const float>(extra), extra_stride}, make_side(row_side),
+                          columns_side.log_sum_exp == nullptr ? nullptr : &columns_side);
+    }
+
+    void terms(Index count, Address h, Address lag, Address d, Address rho, Address gamma, Address a, Address b,
+               Address f) const {
+        kernels_.terms(constants_, count, at<const float>(h), at<const float>(lag), at<const float>(d),
+                       at<float>(rho), at<float>(gamma), at<float>(a), at<float>(b), at<float>(f));
+    }
+
+  private:
+    const Kernels& kernels_;
+    Coordinates q_;
+    LossConstants constants_{};
+};
+
+void haversine(Address p, Index rows, Address q, Index columns, Address out, Index stride, int threads) {
+    const Coordinates gallery(at<const float>(q), columns);
+    choose_kernels().haversine(at<const float>(p), rows, gallery.axes(), columns, {at<float>(out), stride}, threads);
+}
+
+void pair_distances(Index count, Address p, Address q, Address h, Address chord) {
+    const Coordinates second(at<const float>(q), count);
+    choose_kernels().distances(count, at<const float>(p), second.axes(), at<float>(h), at<float>(chord));
+}
+
+}  // namespace
+}  // namespace semivario
+
+PYBIND11_MODULE(_native, m) {
+    using semivario::Epilogue;
+    using release = py::call_guard<py::gil_scoped_release>;
+    m.doc() = "Fused pair arithmetic on the CPU, on raw addresses; see backends/native_epilogue.py.";
+
+    py::class_<Epilogue>(m, "Epilogue", "The arithmetic after the matrix products, for the tiles of one loss.")
+        .def(py::init<const std::string&, const std::map<std::string, double>&,
+                      const std::vector<semivario::StructureTuple>&, double, double, const std::string&, double, bool,
+                      int, std::uintptr_t, std::uintptr_t, std::int64_t, std::uintptr_t, std::uintptr_t,
+                      std::uintptr_t, std::uintptr_t>(),
+             py::kw_only(), py::arg("policy_kind"), py::arg("policy"), py::arg("structures"), py::arg("nugget"),
+             py::arg("psill"), py::arg("metric"), py::arg("scale"), py::arg("features"), py::arg("threads"),
+             py::arg("p"), py::arg("q"), py::arg("gallery"), py::arg("inverse_y"), py::arg("image_v"),
+             py::arg("inverse_u"), py::arg("targets"))
+        .def_property_readonly("isa", &Epilogue::isa, "The instruction set in use.")
+        .def("forward", &Epilogue::forward, release())
+        .def("column_statistics", &Epilogue::column_statistics, release())
+        .def("gradient", &Epilogue::gradient, release())
+        .def("terms", &Epilogue::terms, release(), "rho, gamma, a, b, f of pairs from h, lag and d, for the tests.");
+
+    m.def("haversine", &semivario::haversine, release(), "Great-circle distances in km, (rows, columns).");
+    m.def("pair_distances", &semivario::pair_distances, release(),
+          "h and chord in km of pairs (p_k, q_k), for the tests.");
+}
