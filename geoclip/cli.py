@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,15 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        if arguments[:1] == ["fit"]:  # Lightning's own parser reads the rest
-            from geoclip.fit import fit
-
-            fit(arguments[1:])
-            return 0
-        options = _parser().parse_args(arguments)
-        options.run(options)
-        # here, where a closed pipe can still be caught
-        sys.stdout.flush()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _run(arguments)
     except KeyboardInterrupt:
         print("geoclip: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
@@ -57,9 +52,30 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("GEOCLIP_TRACEBACK"):
             raise
-        print(f"geoclip: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"geoclip: {_reason(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["fit"]:  # Lightning's own parser reads the rest
+        from geoclip.fit import fit
+
+        fit(arguments[1:])
+    else:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    sys.stdout.flush()  # here, where a closed pipe can still be caught
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"geoclip: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -208,6 +224,7 @@ def _eval(options: argparse.Namespace) -> None:
     from geoclip.fit import load_trained
     from geoclip.metrics import geolocation_metrics
 
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)  # before the long work
     test = EmbeddingStore.open(options.test)
     module = load_trained(options.checkpoint)
     gallery = Gallery(module.model, read_places(options.gallery), progress=True)

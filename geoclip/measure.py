@@ -48,13 +48,13 @@ def measure_variogram(
     """
     if places < 2:
         raise ValueError(f"places: wanted at least 2, got {places}")
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the long work
     rows = np.random.default_rng(seed).permutation(len(store))[:places]
     rows.sort()  # a memory-mapped store reads faster in order
     empirical = binned_semivariance(
         store.read(rows), store.latlon[rows], edges_km=edges_km, seed=seed, progress=progress
     )
     fit = fit_variogram(empirical, kind)
-    out.parent.mkdir(parents=True, exist_ok=True)
     empirical.save(out.with_suffix(".npz"))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     fit.plot(figure.add_subplot())

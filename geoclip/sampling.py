@@ -90,26 +90,31 @@ class NeighbourBatchSampler:
     def batch(self, step: int) -> Rows:
         """Return the (batch_size,) rows of this step."""
         candidates = self._random.batch(step)  # distinct: the seeds first, the others fill the batch
-        chosen = dict.fromkeys(candidates[: self.seeds].tolist())
-        for seed_row in candidates[: self.seeds]:
-            self._add_nearest(seed_row, chosen)
+        seeds = candidates[: self.seeds]
+        chosen = dict.fromkeys(seeds.tolist())
+        if self.neighbours and self.seeds:
+            # twice as many as wanted: some are taken by other seeds
+            for seed_row, nearest in zip(seeds, self._nearest(seeds, 1 + 2 * self.neighbours), strict=True):
+                self._add_nearest(seed_row, nearest, chosen)
         for row in candidates[self.seeds :].tolist():
             if len(chosen) == self.batch_size:
                 break
             chosen.setdefault(row)
         return np.fromiter(chosen, dtype=np.int64, count=self.batch_size)
 
-    def _add_nearest(self, seed_row: np.int64, chosen: dict[int, None]) -> None:
+    def _nearest(self, rows: Rows, k: int) -> Rows:
+        k = min(k, len(self._radians))
+        nearest: Rows = self._tree.query(self._radians[rows], k=k, return_distance=False)
+        return nearest
+
+    def _add_nearest(self, seed_row: np.int64, nearest: Rows, chosen: dict[int, None]) -> None:
         wanted = len(chosen) + self.neighbours
-        looked_at = 1 + 2 * self.neighbours
-        while len(chosen) < wanted:
-            k = min(looked_at, len(self._radians))
-            nearest = self._tree.query(self._radians[seed_row, None], k=k, return_distance=False)[0]
+        while True:
             for row in nearest.tolist():
-                if len(chosen) == wanted:
-                    break
                 chosen.setdefault(row)
-            looked_at *= 4  # they were taken by other seeds: look further
+                if len(chosen) == wanted:
+                    return
+            nearest = self._nearest(np.array([seed_row]), 4 * len(nearest))[0]  # look further
 
 
 class StepSampler(Sampler[list[int]]):

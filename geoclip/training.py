@@ -98,7 +98,9 @@ class GeoCLIPTraining(LightningModule):
             None if variogram is None else VariogramModel.load(variogram),
             _policy(policy, strengths or {}),
         )
+        # of the checkpoint that was read
         self.embedding_info: dict[str, Any] = {}
+        self.steps_done, self.steps_wanted = 0, 0
 
     def setup(self, stage: str) -> None:
         """Check what only the whole run can tell, before the first step."""
@@ -163,11 +165,13 @@ class GeoCLIPTraining(LightningModule):
         optimizer = torch.optim.AdamW(
             groups, lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"]
         )
+        # the rise takes a step at least: OneCycleLR divides by its length
+        steps = max(self.trainer.max_steps, 3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=self.hparams["learning_rate"],
-            total_steps=self.trainer.max_steps,
-            pct_start=self.hparams["warm_up"],
+            total_steps=steps,
+            pct_start=max(self.hparams["warm_up"], 2 / steps),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -177,8 +181,9 @@ class GeoCLIPTraining(LightningModule):
         checkpoint["embedding_info"] = self.embedding_info
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the note on the backbone over."""
+        """Note how far the run had come, and take the note on the backbone over."""
         self.embedding_info = checkpoint["embedding_info"]
+        self.steps_done, self.steps_wanted = checkpoint["global_step"], checkpoint["max_steps"]
 
     def _step_generator(self) -> torch.Generator:
         state = np.random.SeedSequence((self.hparams["seed"], self.global_step)).generate_state(1, np.uint64)

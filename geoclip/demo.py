@@ -1,0 +1,280 @@
+"""`geoclip demo`: all of it on real coordinates, without photos, in minutes.
+
+The official location encoder's field at 100,000 real places, plus noise, stands in for photos. Three students
+learn it: with plain InfoNCE on random batches; and on batches of neighbouring places, where false negatives
+are many, with plain InfoNCE and with the semivariogram loss. A demo that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import ArrayLike, NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sklearn.neighbors import BallTree
+from torch import nn
+
+from geoclip.atomic import write_atomically
+from geoclip.embedding_store import EmbeddingStore
+from geoclip.evaluation import Gallery
+from geoclip.field import write_field_world
+from geoclip.fit import CHECKPOINT, load_trained, read_curves
+from geoclip.measure import load_variogram, measure_variogram
+from geoclip.metrics import Metrics, compare_metrics, geolocation_metrics, great_circle_km
+from geoclip.report import write_report
+from semivario_kernels import VariogramFit, VariogramModel, log_edges_km
+
+# name in the report: folder, and what its settings have beside the shared ones
+RUNS = {
+    "InfoNCE, neighbours": ("plain", {"model.policy": "none", "data.sampler": "neighbours"}),
+    "InfoNCE, random": ("random", {"model.policy": "none", "data.sampler": "random"}),
+    "explained, neighbours": (
+        "explained",
+        {
+            "model.policy": "explained",
+            "model.strengths": '{"hard": 0, "false": 6}',
+            "data.sampler": "neighbours",
+        },
+    ),
+}
+SETTINGS = Path(__file__).parent / "configs" / "demo.yaml"
+NOTE = (
+    "No photo was used: an image embedding here is the official GeoCLIP location encoder's output at a real "
+    "place, plus noise."
+)
+
+
+def run_demo(
+    out: Path,
+    *,
+    steps: int | None = None,
+    held_out: int = 4000,
+    noise: float = 0.8,
+    seed: int = 0,
+    encoder: nn.Module | None = None,
+    gallery: ArrayLike | None = None,
+) -> None:
+    """Make the data, fit the semivariogram, train, evaluate, and write `metrics.json` and `report.html`.
+
+    Args:
+        out: folder for all of it. What is there already is not made again.
+        steps: training steps of each run; by default those of the shipped settings.
+        held_out: places that only the evaluation sees.
+        noise: length of the noise on the unit embeddings.
+        seed: of everything random.
+        encoder: the field in place of the official location encoder's, as in `write_field_world`.
+        gallery: (n, 2) degrees in place of the official 100,000 coordinates.
+
+    Raises:
+        ValueError: a bad argument, or `out` holds a demo made with others.
+        UpstreamUnavailable: the official weights are not there and cannot be fetched.
+        OSError: `out` cannot be written.
+        RuntimeError: a training process failed; the message ends with its last words.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: wanted at least 1, got {steps}")
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    shared = yaml.safe_load(SETTINGS.read_text())
+    seconds = _Stopwatch(out / "timing.json")
+    with seconds("data"):
+        train, test = write_field_world(
+            out / "world", noise=noise, held_out=held_out, seed=seed, encoder=encoder, gallery=gallery
+        )
+    with seconds("semivariogram"):
+        fit = _variogram(train, out / "variogram.json", seed)
+    console.print(
+        f"semivariogram: half of its range at {fit.model.range_km(0.5):,.0f} km, R² {fit.r2:.3f}",
+        highlight=False,
+    )
+    with seconds("training"):
+        _train(out, train, shared["trainer"]["max_steps"] if steps is None else steps, seed, console)
+    with seconds("evaluation", again=True):
+        places = np.load(out / "world" / "gallery.npy")
+        predicted = {run: _predict(out / folder, test, places) for run, (folder, _) in RUNS.items()}
+        metrics = {run: geolocation_metrics(latlon, test.latlon) for run, latlon in predicted.items()}
+        first, *_, last = predicted
+        comparison = compare_metrics(predicted[first], predicted[last], test.latlon)
+    result = {
+        "note": NOTE,
+        "runs": metrics,
+        "difference": {f"{last} minus {first}": comparison},
+        "seconds": seconds.taken,
+    }
+    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
+    write_report(
+        out / "report.html",
+        title="GeoCLIP with the semivariogram loss: the demo",
+        note=NOTE,
+        variogram=fit.empirical,
+        fit=fit,
+        curves={run: read_curves(out / folder) for run, (folder, _) in RUNS.items()},
+        metrics=metrics,
+        comparison=comparison,
+        true_latlon=test.latlon,
+        predicted=predicted,
+        gallery_latlon=places,
+        pairs=_pairs(train, fit.model, seed),
+        hyperparameters={
+            **dict(load_trained(out / RUNS[last][0] / CHECKPOINT).hparams),
+            "batch size": shared["data"]["batch_size"],
+            "noise": noise,
+            "held-out places": held_out,
+        },
+        timing=seconds.taken,
+    )
+    _summary(console, metrics, comparison, f"{last} minus {first}", out)
+
+
+class _Stopwatch:
+    """Seconds per stage, kept over interruptions."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.taken: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+
+    @contextmanager
+    def __call__(self, stage: str, *, again: bool = False) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            earlier = 0.0 if again else self.taken.get(stage, 0.0)
+            self.taken[stage] = round(earlier + time.monotonic() - start, 1)
+            write_atomically(self._file, lambda file: file.write(json.dumps(self.taken).encode()))
+
+
+def _variogram(train: EmbeddingStore, out: Path, seed: int) -> VariogramFit:
+    if out.exists():
+        return load_variogram(out)
+    return measure_variogram(train, out, places=6000, edges_km=log_edges_km(1.0, 20_000.0, 30), seed=seed)
+
+
+def _train(out: Path, train: EmbeddingStore, steps: int, seed: int, console: Console) -> None:
+    """Run `geoclip fit` once per run, all at a time: a core for each is faster than all cores for one."""
+    threads = max(1, (os.cpu_count() or 1) // len(RUNS))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        unfinished = [run for run, (folder, _) in RUNS.items() if not _finished(out / folder, steps)]
+        for run in unfinished:
+            folder, own = RUNS[run]
+            settings = {
+                "config": SETTINGS,
+                "out": out / folder,
+                "trainer.max_steps": steps,
+                "data.train": train.path,
+                "model.variogram": out / "variogram.json",
+                "model.seed": seed,
+                **own,
+            }
+            command = [sys.executable, "-m", "geoclip", "fit"]
+            command += [f"--{name}={value}" for name, value in settings.items()]
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            with open(out / folder / "fit.log", "w") as log:
+                processes[run] = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+        _watch(processes, out, steps, console)
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.wait()
+
+
+def _finished(folder: Path, steps: int) -> bool:
+    checkpoint = folder / CHECKPOINT
+    if not checkpoint.exists():
+        return False
+    module = load_trained(checkpoint)
+    if module.steps_wanted != steps:
+        raise ValueError(
+            f"steps: {folder.parent} holds a demo of {module.steps_wanted} steps, got {steps}; "
+            "choose another folder"
+        )
+    return module.steps_done == steps
+
+
+def _watch(processes: dict[str, subprocess.Popen[bytes]], out: Path, steps: int, console: Console) -> None:
+    """Show how far the runs are until all have ended; the first that fails ends the watch."""
+    columns = (
+        TextColumn("{task.description:22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        tasks = {run: progress.add_task(run, total=steps) for run in processes}
+        running = dict(processes)
+        while running:
+            time.sleep(0.5)
+            for run, process in list(running.items()):
+                folder = out / RUNS[run][0]
+                code = process.poll()
+                # a log that is being written may lack its last line's end
+                with suppress(OSError, ValueError, KeyError):
+                    progress.update(tasks[run], completed=read_curves(folder)["step"][-1] + 1)
+                if code is None:
+                    continue
+                if code != 0:
+                    log = folder / "fit.log"
+                    last_words = " ".join(log.read_text().strip().splitlines()[-1:])
+                    raise RuntimeError(f"{run}: training ended with code {code}: {last_words} (see {log})")
+                del running[run]
+
+
+def _predict(folder: Path, test: EmbeddingStore, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    gallery = Gallery(load_trained(folder / CHECKPOINT).model, places)
+    latlon, _ = gallery.place(torch.from_numpy(test.read(np.arange(len(test)))))
+    best: NDArray[np.float64] = latlon[:, 0]
+    return best
+
+
+def _pairs(train: EmbeddingStore, model: VariogramModel, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Pairs for the plot of surprise: near ones are rare among random pairs, so half come from neighbours."""
+    rng = np.random.default_rng(seed)
+    places, neighbours = min(1000, len(train)), min(31, len(train))
+    radians = np.radians(train.latlon)
+    first = rng.permutation(len(train))[:places]
+    near = BallTree(radians, metric="haversine").query(radians[first], k=neighbours, return_distance=False)
+    first = np.repeat(first, near.shape[1])
+    i, j = np.concatenate([first, first]), np.concatenate([near.ravel(), rng.permutation(first)])
+    i, j = i[i != j], j[i != j]
+    v, u = (torch.nn.functional.normalize(torch.from_numpy(train.read(rows)), dim=1) for rows in (i, j))
+    h_km = great_circle_km(train.latlon[i], train.latlon[j])
+    return {"h_km": h_km, "d": 1 - (v * u).sum(dim=1).double().numpy(), "gamma": model(h_km)}
+
+
+def _summary(
+    console: Console, metrics: dict[str, Metrics], comparison: Metrics, name: str, out: Path
+) -> None:
+    table = Table(title="held-out places, full gallery")
+    table.add_column("")
+    for heading in ("1 km", "25 km", "200 km", "median"):
+        table.add_column(heading, justify="right")
+    keys = ("within_1_km", "within_25_km", "within_200_km")
+    for run, values in metrics.items():
+        cells = [f"{100 * values[key]['value']:.1f} %" for key in keys]
+        table.add_row(run, *cells, f"{values['median_km']['value']:.2f} km")
+    cells = [
+        f"{100 * comparison[key]['value']:+.1f} [{100 * comparison[key]['low']:+.1f}, "
+        f"{100 * comparison[key]['high']:+.1f}]"
+        for key in keys
+    ]
+    table.add_section()
+    table.add_row(name, *cells, f"{comparison['median_km']['value']:+.2f} km")
+    console.print(table)
+    console.print(f"report: {out / 'report.html'}   numbers: {out / 'metrics.json'}", highlight=False)

@@ -1,0 +1,184 @@
+"""A run that was killed, or stopped by Ctrl-C, ends with the very weights of a run that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import geoclip
+from geoclip.fit import fit, read_curves
+from geoclip.training import AtomicCheckpointIO, GeoCLIPTraining
+
+from .small_world import write_settings
+
+ROOT = Path(geoclip.__file__).parents[1]
+STEPS = 600  # seconds: a kill soon after a checkpoint comes long before the end
+
+
+def start(settings, out, steps=STEPS):
+    command = [sys.executable, "-m", "geoclip", "fit", "--config", settings, "--out", out]
+    command += ["--trainer.max_steps", steps, "--checkpoint_every", 20]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def step_of(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+def wait_for_a_later_checkpoint(checkpoint, process, than):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if checkpoint.exists() and step_of(checkpoint) > than:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no checkpoint after step {than}: {process.stderr.read()}")
+
+
+def same(a, b, path=""):
+    """Assert that two nested structures of tensors and plain values are equal, bit for bit."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for k, pair in enumerate(zip(a, b, strict=True)):
+            same(*pair, f"{path}/{k}")
+    else:
+        assert a == b, path
+
+
+def test_killed_and_interrupted_ends_with_the_same_weights(tmp_path):
+    settings = write_settings(tmp_path, steps=STEPS)
+    undisturbed = start(settings, tmp_path / "undisturbed")
+    checkpoint = tmp_path / "disturbed" / "last.ckpt"
+    reached = 0
+    for blow in (signal.SIGKILL, signal.SIGINT):
+        process = start(settings, tmp_path / "disturbed")
+        wait_for_a_later_checkpoint(checkpoint, process, than=reached)
+        process.send_signal(blow)
+        code = process.wait(timeout=60)
+        assert code == (-9 if blow == signal.SIGKILL else 130)
+        if blow == signal.SIGINT:
+            assert process.stderr.read().strip().splitlines() == [
+                "geoclip: interrupted; the same command goes on where it was"
+            ]
+        assert reached < step_of(checkpoint) < STEPS
+        reached = step_of(checkpoint)
+    process = start(settings, tmp_path / "disturbed")
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert undisturbed.wait(timeout=120) == 0, undisturbed.stderr.read()
+
+    first, second = (
+        torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("undisturbed", "disturbed")
+    )
+    assert first["global_step"] == second["global_step"] == STEPS
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        same(first[part], second[part], part)
+    # no step is missing from the log, and none was another than in the undisturbed run
+    curves = [read_curves(tmp_path / run) for run in ("undisturbed", "disturbed")]
+    assert curves[1]["step"][-1] == STEPS - 1
+    both = set(curves[0]["step"]) & set(curves[1]["step"])
+    assert len(both) > 0.9 * STEPS
+    losses = [dict(zip(c["step"], c["loss"], strict=True)) for c in curves]
+    assert all(losses[0][step] == losses[1][step] for step in both)
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path):
+    settings = ["--config", str(write_settings(tmp_path, steps=6))]
+    before = torch.load(fit(settings), weights_only=True)
+    after = torch.load(fit(settings), weights_only=True)
+    same(before["state_dict"], after["state_dict"])
+    assert after["global_step"] == 6
+
+
+def test_accumulated_gradients_resume_too(tmp_path):
+    settings = ["--config", str(write_settings(tmp_path, steps=12)), "--trainer.accumulate_grad_batches", "3"]
+    whole = torch.load(fit([*settings, "--out", str(tmp_path / "whole")]), weights_only=True)
+
+    step = GeoCLIPTraining.training_step
+
+    def stops_at_7(self, batch, batch_idx):
+        if self.global_step == 7:
+            raise RuntimeError("stopped")
+        return step(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeoCLIPTraining, "training_step", stops_at_7)
+        with pytest.raises(RuntimeError, match="stopped"):
+            fit([*settings, "--out", str(tmp_path / "parts")])
+    assert step_of(tmp_path / "parts" / "last.ckpt") == 4
+    parts = torch.load(fit([*settings, "--out", str(tmp_path / "parts")]), weights_only=True)
+    same(whole["state_dict"], parts["state_dict"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--model.width", "8"], "width 16, now width is 8"),
+        (["--data.batch_size", "12"], "batch_size 24, now batch_size is 12"),
+        (["--trainer.max_steps", "7"], "max_steps 6, now max_steps is 7"),
+        (["--model.policy", "semivariogram"], "policy explained, now policy is semivariogram"),
+    ],
+)
+def test_other_settings_do_not_continue_a_run(tmp_path, change, message):
+    settings = ["--config", str(write_settings(tmp_path, steps=6))]
+    fit(settings)
+    with pytest.raises(ValueError, match=message):
+        fit([*settings, *change])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    settings = ["--config", str(write_settings(tmp_path, steps=6))]
+    checkpoint = fit(settings)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint"):
+        fit(settings)
+
+
+def test_a_checkpoint_is_replaced_whole(tmp_path, monkeypatch):
+    """A write that fails half-way, as on a full disk, leaves the checkpoint that was there."""
+    file = tmp_path / "last.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, file)
+
+    def full_disk(checkpoint, target):
+        target.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        io.save_checkpoint({"step": 2}, file)
+    assert torch.load(file, weights_only=True) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_trainer_uses_it(tmp_path, monkeypatch):
+    written = []
+    save = AtomicCheckpointIO.save_checkpoint
+    monkeypatch.setattr(
+        AtomicCheckpointIO,
+        "save_checkpoint",
+        lambda self, checkpoint, path, storage_options=None: (
+            written.append(checkpoint["global_step"]),
+            save(self, checkpoint, path),
+        ),
+    )
+    fit(["--config", str(write_settings(tmp_path, steps=9))])
+    assert written == [4, 8, 9]
+    assert not list(tmp_path.glob("run/.*"))
