@@ -1,12 +1,12 @@
 """Builds csrc/ into semivario_kernels/_native; everything that is static stands in pyproject.toml.
 
-The kernels are compiled once per instruction set, and the best one is chosen at run time, so that a wheel runs on
-every processor of its architecture. The extension is linked neither to torch nor to an OpenMP library: torch loads
-its own, whose threads ours share. Without a compiler the build warns and goes on; the package then runs on torch
-alone.
+The kernels are compiled once per instruction set and the best one is chosen at run time, so that a wheel runs
+on every processor of its architecture. The extension is linked neither to torch nor to an OpenMP library:
+torch loads its own, whose threads ours share. Without a compiler the build warns and goes on; the package
+then runs on torch alone.
 
-Environment: SEMIVARIO_NATIVE=1 makes a failing build an error, =0 leaves the extension out; SEMIVARIO_SANITIZE=1
-builds with AddressSanitizer and UndefinedBehaviorSanitizer.
+Environment: SEMIVARIO_NATIVE=1 makes a failing build an error, =0 leaves the extension out;
+SEMIVARIO_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 import os

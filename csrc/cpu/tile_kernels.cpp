@@ -210,7 +210,7 @@ void forward_chunk(const LossConstants& loss, std::int64_t row, Span columns, fl
     }
     if (statistics != nullptr) {
         add_row_sums<kind == PolicyKind::rectify>(l, extra, n, statistics, stride);
-        if (has_positive) statistics[POSITIVE_LOGIT * stride] = static_cast<double>(l[target]);
+        if (has_positive && positive != DEAD) statistics[POSITIVE_LOGIT * stride] = static_cast<double>(l[target]);
     }
 }
 
@@ -330,9 +330,9 @@ void column_statistics(const LossConstants& loss, Tile tile, Matrix<const float>
     }
     for (std::int64_t i = 0; i < tile.rows; ++i) {
         const std::int64_t target = loss.targets[tile.first_row + i] - tile.first_column;
-        if (0 <= target && target < tile.columns) {
-            statistics.row(POSITIVE_LOGIT)[tile.first_column + target] = static_cast<double>(logits.row(i)[target]);
-        }
+        if (target < 0 || target >= tile.columns) continue;
+        const float positive = logits.row(i)[target];
+        if (positive != DEAD) statistics.row(POSITIVE_LOGIT)[tile.first_column + target] = static_cast<double>(positive);
     }
 }
 

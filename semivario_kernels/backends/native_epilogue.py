@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from semivario_kernels.backends.tile_driver import Prepared, Side
-
-try:
-    # torch is imported above and brings the OpenMP library whose symbols the extension leaves open
-    from semivario_kernels import _native
-except ImportError as error:  # not built, or no OpenMP library in the process
-    _native: Any = None
-    _reason: str | None = f"semivario_kernels._native: {error}"
-else:
-    _reason = None
+from semivario_kernels.backends.tile_driver import STATISTICS, Prepared, Side
 
 if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
@@ -23,6 +15,19 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 NOTHING = (0, 0)  # address and stride of what is left out
 POLICY_VALUES = ("hard", "false", "tolerance", "mass", "range_km", "strength", "scale_km", "weight")
+
+
+def _load() -> tuple[Any, str | None]:
+    # torch, imported above, brings the OpenMP library whose symbols the extension leaves open
+    try:
+        return importlib.import_module("semivario_kernels._native"), None
+    except ModuleNotFoundError as error:
+        return None, f"{error}: the package was installed without a compiler"
+    except ImportError as error:
+        return None, str(error)
+
+
+_native, _reason = _load()
 
 
 def unavailable_reason() -> str | None:
@@ -44,7 +49,7 @@ class NativeEpilogue:
         if prepared.dtype != torch.float32:
             raise ValueError(f"x: the compiled kernels want float32 arithmetic, got {prepared.dtype}")
         self._n, self._m = prepared.n, prepared.m
-        # `kept` holds the tensors whose addresses the extension borrows
+        # these own the memory that the extension borrows
         self._kept = (
             prepared.p,
             prepared.q,
@@ -89,7 +94,7 @@ class NativeEpilogue:
             *_matrix("dot", dot, shape),
             *_matrix("vu", vu, shape),
             *_matrix("extra", extra, shape),
-            *_matrix("statistics", statistics, (6, self._n), torch.float64),
+            *_matrix("statistics", statistics, (STATISTICS, self._n), torch.float64),
         )
 
     def column_statistics(
@@ -101,7 +106,7 @@ class NativeEpilogue:
             *_place(rows, columns),
             *_matrix("logits", logits, shape),
             *_matrix("soft", soft, shape),
-            *_matrix("statistics", statistics, (6, self._m), torch.float64),
+            *_matrix("statistics", statistics, (STATISTICS, self._m), torch.float64),
         )
 
     def gradient(
@@ -169,7 +174,8 @@ def _matrix(
     if matrix.shape != shape or matrix.dtype != dtype or matrix.device.type != "cpu" or not contiguous:
         raise ValueError(
             f"{name}: wanted {dtype} of shape {shape} on the CPU with contiguous columns, "
-            f"got {matrix.dtype} of shape {tuple(matrix.shape)}, strides {matrix.stride()}, on {matrix.device}"
+            f"got {matrix.dtype} of shape {tuple(matrix.shape)}, strides {matrix.stride()}, "
+            f"on {matrix.device}"
         )
     return matrix.data_ptr(), matrix.stride(0)
 
