@@ -46,7 +46,7 @@ $(ENVIRONMENT)/ready: requirements.lock
 	$(ENVIRONMENT)/bin/python -m pip install -q -r requirements.lock
 	touch $@
 
-$(VENV_READY): $(ENVIRONMENT)/ready pyproject.toml setup.py
+$(VENV_READY): $(ENVIRONMENT)/ready pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	$(PYTHON) -m venv --clear --without-pip .venv
 	.venv/bin/python -c "import subprocess, sysconfig; \
 		packages = subprocess.check_output(['$(ENVIRONMENT)/bin/python', '-c', \

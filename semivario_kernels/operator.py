@@ -237,6 +237,7 @@ def _info_nce_backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     reduction, backend, workspace_mb, *ctx.needs = inputs[16:]
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # or zeros as large as the gradients come in for them
     ctx.reduced = reduction != "none"
     if ctx.reduced:
         ctx.save_for_backward(*output[1:4])

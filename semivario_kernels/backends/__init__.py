@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 # fastest first; each module has the operators and `unavailable(device) -> reason or None`
-BACKENDS = ("tiled", "reference")
+BACKENDS = ("native", "tiled", "reference")
 
 
 def _module(name: str) -> ModuleType:
