@@ -70,5 +70,6 @@ def pairwise_haversine(a: ArrayLike, b: ArrayLike | None = None, *, backend: str
     second = first if b is None else check_latlon("b", b)
     check_same("device", "a", first, "b", second)
     check_same("dtype", "a", first, "b", second)
-    h_km = backends.load(backend, first).pairwise_haversine(unit_vectors(first), unit_vectors(second))
-    return like_input(h_km.to(first.dtype), a, b)
+    p, q = unit_vectors(first), unit_vectors(second)
+    h_km = backends.load(backend, first).pairwise_haversine(p, q, first.dtype)
+    return like_input(h_km, a, b)

@@ -34,9 +34,9 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def pairwise_haversine(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """(N, M) km from unit vectors (N, 3) and (M, 3)."""
-    return great_circle_km(p, q)
+def pairwise_haversine(p: torch.Tensor, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(N, M) km in `dtype` from float64 unit vectors (N, 3) and (M, 3)."""
+    return great_circle_km(p, q).to(dtype)
 
 
 def cosine_dissimilarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ Tensor = torch.Tensor
 TILE = 1024
 
 
-def pairwise_haversine(p: Tensor, q: Tensor) -> Tensor:
-    """(N, M) km from unit vectors (N, 3) and (M, 3), row block by row block."""
-    out = p.new_empty(p.shape[0], q.shape[0])
+def pairwise_haversine(p: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, M) km in `dtype` from float64 unit vectors (N, 3) and (M, 3), row block by row block."""
+    out = p.new_empty(p.shape[0], q.shape[0], dtype=dtype)
     rows = max(1, 2**22 // q.shape[0])
     for block, part in zip(torch.split(out, rows), torch.split(p, rows), strict=True):
         block.copy_(great_circle_km(part, q))

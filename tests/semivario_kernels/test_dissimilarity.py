@@ -3,7 +3,12 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_distances
 
-from semivario_kernels import cosine_dissimilarity
+from semivario_kernels import available_backends, cosine_dissimilarity
+
+
+@pytest.fixture(params=available_backends(), autouse=True)
+def backend(request, monkeypatch):
+    monkeypatch.setenv("SEMIVARIO_BACKEND", request.param)
 
 
 @pytest.fixture

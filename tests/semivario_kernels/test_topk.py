@@ -3,7 +3,12 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from semivario_kernels import topk_gallery
+from semivario_kernels import available_backends, topk_gallery
+
+
+@pytest.fixture(params=available_backends(), autouse=True)
+def backend(request, monkeypatch):
+    monkeypatch.setenv("SEMIVARIO_BACKEND", request.param)
 
 
 @pytest.fixture
