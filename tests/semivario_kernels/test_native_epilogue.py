@@ -22,7 +22,7 @@ pytestmark = SKIP
 
 SCALE = 14.3
 SHAPES = [(1, 1), (7, 63), (65, 7), (63, 65), (130, 1003), (9, 1025)]
-MODEL = VariogramModel("stable", 0.1, 0.7, 250.0, 0.45)
+MODEL = VariogramModel("stable", 0.1, 1.3, 2500.0, 0.45)  # γ passes 1, the d of a pair without an image
 STRENGTHS = {"hard": 2.5, "false": 4.0}
 POLICIES = {
     "none": NegativePolicy.none(),
@@ -38,7 +38,10 @@ MODELS = [
     VariogramModel(kind, 0.1, 0.7, 2500.0, 0.45, metric)
     for kind in ("stable", "exponential", "gaussian", "spherical", "matern32")
     for metric in ("arc", "chord")
-] + [VariogramModel(("stable", "spherical"), 0.0, (0.3, 0.4), (90.0, 4000.0), (0.6, 1.0))]
+] + [
+    VariogramModel(("stable", "spherical"), 0.0, (0.3, 0.4), (90.0, 4000.0), (0.6, 1.0)),
+    VariogramModel("stable", 0.0, 0.0, 250.0, 0.45),  # flat at 0
+]
 
 
 @pytest.fixture(params=RUNNABLE)
@@ -215,7 +218,7 @@ def assert_sums(got: torch.Tensor, expected: torch.Tensor, length: int) -> None:
     assert not got.isnan().any()
     log_sum_exp, wanted = got[0] + got[1].log(), expected[0] + expected[1].log()
     torch.testing.assert_close(log_sum_exp, wanted, rtol=5e-7, atol=5e-6)
-    assert (got[2:] - expected[2:]).abs().max() < 1e-5 * length**0.5 + 1e-5
+    assert (got[2:] - expected[2:]).abs().max() < 3e-5 * length**0.5
     torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(got[5], expected[5], rtol=1e-6, atol=1e-6)
 
@@ -244,7 +247,7 @@ def test_forward_with_dissimilarity_of_the_features(kind: str, isa: str):
     assert_forward(case, run_forward(case, rows=33, columns=64))
 
 
-@pytest.mark.parametrize("kind", ["semivariogram", "threshold"])
+@pytest.mark.parametrize("kind", ["semivariogram", "explained", "threshold"])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.kind}-{model.metric}")
 def test_forward_with_every_variogram(model: VariogramModel, kind: str, isa: str):
     case = make_case(40, 333, POLICIES[kind], model)
