@@ -257,8 +257,13 @@ def _predict(options: argparse.Namespace) -> None:
             )
         tower = _image_encoder(backbone, options.pretrained or module.embedding_info.get("pretrained"))
         model = module.model
-    images = torch.stack([tower.preprocess(read_image(photo)) for photo in options.photos])
-    embeddings = tower.embed(images)
+    some_at_a_time = [options.photos[start : start + 32] for start in range(0, len(options.photos), 32)]
+    embeddings = torch.cat(
+        [
+            tower.embed(torch.stack([tower.preprocess(read_image(photo)) for photo in some]))
+            for some in some_at_a_time
+        ]
+    )
     gallery = Gallery(model.eval(), read_places(options.gallery), progress=True)
     latlon, similarity = gallery.place(embeddings, options.top_k)
     probability = gallery.probability(embeddings, similarity)

@@ -22,7 +22,6 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from sklearn.neighbors import BallTree
 from torch import nn
 
@@ -86,7 +85,6 @@ def run_demo(
     if steps is not None and steps < 1:
         raise ValueError(f"steps: wanted at least 1, got {steps}")
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
     shared = yaml.safe_load(SETTINGS.read_text())
     seconds = _Stopwatch(out / "timing.json")
     with seconds("data"):
@@ -95,12 +93,12 @@ def run_demo(
         )
     with seconds("semivariogram"):
         fit = _variogram(train, out / "variogram.json", seed)
-    console.print(
-        f"semivariogram: half of its range at {fit.model.range_km(0.5):,.0f} km, R² {fit.r2:.3f}",
-        highlight=False,
+    half, all_but_5 = fit.model.range_km(0.5), fit.model.range_km()
+    print(
+        f"semivariogram: half of the correlation is gone after {half:,.1f} km, 95 % after {all_but_5:,.0f} km"
     )
     with seconds("training"):
-        _train(out, train, shared["trainer"]["max_steps"] if steps is None else steps, seed, console)
+        _train(out, train, shared["trainer"]["max_steps"] if steps is None else steps, seed)
     with seconds("evaluation", again=True):
         places = np.load(out / "world" / "gallery.npy")
         predicted = {run: _predict(out / folder, test, places) for run, (folder, _) in RUNS.items()}
@@ -135,7 +133,7 @@ def run_demo(
         },
         timing=seconds.taken,
     )
-    _summary(console, metrics, comparison, f"{last} minus {first}", out)
+    print(_summary(metrics, comparison, out))
 
 
 class _Stopwatch:
@@ -162,7 +160,7 @@ def _variogram(train: EmbeddingStore, out: Path, seed: int) -> VariogramFit:
     return measure_variogram(train, out, places=6000, edges_km=log_edges_km(1.0, 20_000.0, 30), seed=seed)
 
 
-def _train(out: Path, train: EmbeddingStore, steps: int, seed: int, console: Console) -> None:
+def _train(out: Path, train: EmbeddingStore, steps: int, seed: int) -> None:
     """Run `geoclip fit` once per run, all at a time: a core for each is faster than all cores for one."""
     threads = max(1, (os.cpu_count() or 1) // len(RUNS))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -187,7 +185,7 @@ def _train(out: Path, train: EmbeddingStore, steps: int, seed: int, console: Con
                 processes[run] = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
-        _watch(processes, out, steps, console)
+        _watch(processes, out, steps)
     finally:
         for process in processes.values():
             process.terminate()
@@ -207,7 +205,7 @@ def _finished(folder: Path, steps: int) -> bool:
     return module.steps_done == steps
 
 
-def _watch(processes: dict[str, subprocess.Popen[bytes]], out: Path, steps: int, console: Console) -> None:
+def _watch(processes: dict[str, subprocess.Popen[bytes]], out: Path, steps: int) -> None:
     """Show how far the runs are until all have ended; the first that fails ends the watch."""
     columns = (
         TextColumn("{task.description:22}"),
@@ -216,7 +214,7 @@ def _watch(processes: dict[str, subprocess.Popen[bytes]], out: Path, steps: int,
         TextColumn("steps"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks = {run: progress.add_task(run, total=steps) for run in processes}
         running = dict(processes)
         while running:
@@ -258,23 +256,18 @@ def _pairs(train: EmbeddingStore, model: VariogramModel, seed: int) -> dict[str,
     return {"h_km": h_km, "d": 1 - (v * u).sum(dim=1).double().numpy(), "gamma": model(h_km)}
 
 
-def _summary(
-    console: Console, metrics: dict[str, Metrics], comparison: Metrics, name: str, out: Path
-) -> None:
-    table = Table(title="held-out places, full gallery")
-    table.add_column("")
-    for heading in ("1 km", "25 km", "200 km", "median"):
-        table.add_column(heading, justify="right")
-    keys = ("within_1_km", "within_25_km", "within_200_km")
-    for run, values in metrics.items():
-        cells = [f"{100 * values[key]['value']:.1f} %" for key in keys]
-        table.add_row(run, *cells, f"{values['median_km']['value']:.2f} km")
-    cells = [
-        f"{100 * comparison[key]['value']:+.1f} [{100 * comparison[key]['low']:+.1f}, "
-        f"{100 * comparison[key]['high']:+.1f}]"
-        for key in keys
+def _summary(metrics: dict[str, Metrics], comparison: Metrics, out: Path) -> str:
+    columns = {"within_1_km": "1 km", "within_25_km": "25 km", "within_200_km": "200 km"}
+    lines = [
+        f"{'held-out places found':24}" + "".join(f"{name:>10}" for name in [*columns.values(), "median"])
     ]
-    table.add_section()
-    table.add_row(name, *cells, f"{comparison['median_km']['value']:+.2f} km")
-    console.print(table)
-    console.print(f"report: {out / 'report.html'}   numbers: {out / 'metrics.json'}", highlight=False)
+    for run, values in metrics.items():
+        cells = "".join(f"{100 * values[key]['value']:8.1f} %" for key in columns)
+        lines.append(f"{run:24}{cells}{values['median_km']['value']:7.2f} km")
+    first, *_, last = metrics
+    lines.append(f"{last} minus {first}, with 95 % intervals:")
+    for key, name in columns.items():
+        value, low, high = (100 * comparison[key][of] for of in ("value", "low", "high"))
+        lines.append(f"  within {name:>6} {value:+6.1f} points [{low:+.1f}, {high:+.1f}]")
+    lines.append(f"report:  {out / 'report.html'}\nnumbers: {out / 'metrics.json'}")
+    return "\n".join(lines)

@@ -85,13 +85,16 @@ class Gallery:
     ) -> torch.Tensor:
         """Unit features of all inputs, (n, D), never holding more than a chunk's activations."""
         device = self.model.logit_scale.device
-        chunks = []
+        # filled in place: joining chunks would hold everything twice
+        width = int(self.model.location_encoder.output_dim)  # type: ignore[arg-type]
+        features = torch.empty(len(inputs), width, device=device)
         shown = self.progress and description is not None
         with progress_bar(description or "", len(inputs), "places", enabled=shown) as advance:
-            for chunk in torch.split(inputs, at_once):
-                chunks.append(normalize(encoder(chunk.to(device)), dim=1))
+            for start in range(0, len(inputs), at_once):
+                chunk = inputs[start : start + at_once].to(device)
+                features[start : start + at_once] = normalize(encoder(chunk), dim=1)
                 advance(len(chunk))
-        return torch.cat(chunks)
+        return features
 
 
 def read_places(source: str) -> LatLon:
