@@ -9,7 +9,7 @@ ENVIRONMENT := $(CACHE)/environment-$(KEY)
 VENV_READY := .venv/ready-$(KEY)
 RUN := .venv/bin/python -m
 
-.PHONY: demo test lint bench gpu lock clean
+.PHONY: demo test lint bench gpu sanitize lock clean
 
 demo: $(VENV_READY)
 	$(RUN) geoclip demo
@@ -29,6 +29,13 @@ bench: $(VENV_READY)
 gpu:
 	$(PYTHON) -m pytest tests/semivario_kernels/test_cuda.py
 	$(PYTHON) -m benchmarks --device cuda
+
+# the native tests under AddressSanitizer and UndefinedBehaviorSanitizer; rebuilds without them afterwards
+sanitize: $(VENV_READY)
+	SEMIVARIO_NATIVE=1 SEMIVARIO_SANITIZE=1 .venv/bin/python setup.py -q build_ext --inplace --force
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		OMP_NUM_THREADS=1 $(RUN) pytest -s tests/semivario_kernels/test_native_*.py; \
+		result=$$?; .venv/bin/python setup.py -q build_ext --inplace --force && exit $$result
 
 lock:
 	$(PYTHON) -m venv --clear .lock-environment

@@ -247,7 +247,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         ctx.options = (*inputs[11:16], backend, workspace_mb)
 
 
-def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 22
     if torch.is_grad_enabled():
         raise RuntimeError(
             "semivariogram_info_nce has no second derivative: call backward without create_graph=True, "
