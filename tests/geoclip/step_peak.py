@@ -1,4 +1,4 @@
-"""Run a few training steps with a queue of the given size and print the process's peak memory in MiB."""
+"""Run a training step with a queue of the given size and print the process's peak memory in MiB."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     )
     assert module.queue.full  # the policy is in force from the first step on
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(max_steps=2, accelerator="cpu", enable_model_summary=False, **options)
+    trainer = Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **options)
     trainer.fit(module, EmbeddingBatches(store, batch_size))
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     print("peak", int(peak[1]) / 1024)
