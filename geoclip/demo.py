@@ -29,7 +29,7 @@ from geoclip.atomic import write_atomically
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.evaluation import Gallery
 from geoclip.field import write_field_world
-from geoclip.fit import CHECKPOINT, load_trained, read_curves
+from geoclip.fit import CHECKPOINT, PARENT, load_trained, read_curves
 from geoclip.measure import load_variogram, measure_variogram
 from geoclip.metrics import Metrics, compare_metrics, geolocation_metrics, great_circle_km
 from geoclip.report import write_report
@@ -48,6 +48,7 @@ RUNS = {
         },
     ),
 }
+_LOG = "fit.log"
 SETTINGS = Path(__file__).parent / "configs" / "demo.yaml"
 NOTE = (
     "No photo was used: an image embedding here is the official GeoCLIP location encoder's output at a real "
@@ -161,35 +162,70 @@ def _variogram(train: EmbeddingStore, out: Path, seed: int) -> VariogramFit:
 
 
 def _train(out: Path, train: EmbeddingStore, steps: int, seed: int) -> None:
-    """Run `geoclip fit` once per run, all at a time: a core for each is faster than all cores for one."""
-    threads = max(1, (os.cpu_count() or 1) // len(RUNS))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        unfinished = [run for run, (folder, _) in RUNS.items() if not _finished(out / folder, steps)]
-        for run in unfinished:
-            folder, own = RUNS[run]
-            settings = {
-                "config": SETTINGS,
-                "out": out / folder,
-                "trainer.max_steps": steps,
-                "data.train": train.path,
-                "model.variogram": out / "variogram.json",
-                "model.seed": seed,
-                **own,
-            }
-            command = [sys.executable, "-m", "geoclip", "fit"]
-            command += [f"--{name}={value}" for name, value in settings.items()]
-            (out / folder).mkdir(parents=True, exist_ok=True)
-            with open(out / folder / "fit.log", "w") as log:
-                processes[run] = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                )
-        _watch(processes, out, steps)
-    finally:
-        for process in processes.values():
-            process.terminate()
-            process.wait()
+    """Run `geoclip fit` once per run, one core each, as many at a time as there are cores.
+
+    That is as fast as all cores for one run after the other, and a run's weights do not depend on the cores.
+    """
+    waiting = [run for run, (folder, _) in RUNS.items() if not _finished(out / folder, steps)]
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    columns = (
+        TextColumn("{task.description:22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {run: progress.add_task(run, total=steps) for run in waiting}
+        try:
+            while waiting or running:
+                while waiting and len(running) < (os.cpu_count() or 1):
+                    run = waiting.pop(0)
+                    running[run] = _start(run, out, train, steps, seed)
+                time.sleep(0.5)
+                for run, process in list(running.items()):
+                    ended = process.poll() is not None
+                    # a log that is being written may lack its last line's end
+                    with suppress(OSError, ValueError, KeyError):
+                        progress.update(tasks[run], completed=read_curves(out / RUNS[run][0])["step"][-1] + 1)
+                    if ended:
+                        _check_ended_well(run, process.returncode, out)
+                        del running[run]
+        finally:
+            for process in running.values():
+                process.terminate()
+                process.wait()
+
+
+def _start(run: str, out: Path, train: EmbeddingStore, steps: int, seed: int) -> subprocess.Popen[bytes]:
+    folder, own = RUNS[run]
+    settings = {
+        "config": SETTINGS,
+        "out": out / folder,
+        "trainer.max_steps": steps,
+        "data.train": train.path,
+        "model.variogram": out / "variogram.json",
+        "model.seed": seed,
+        **own,
+    }
+    command = [sys.executable, "-m", "geoclip", "fit"]
+    command += [f"--{name}={value}" for name, value in settings.items()]
+    (out / folder).mkdir(parents=True, exist_ok=True)
+    with open(out / folder / _LOG, "w") as log:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1", PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _check_ended_well(run: str, code: int, out: Path) -> None:
+    if code != 0:
+        log = out / RUNS[run][0] / _LOG
+        last_words = " ".join(log.read_text().strip().splitlines()[-1:])
+        raise RuntimeError(f"{run}: training ended with code {code}: {last_words} (see {log})")
 
 
 def _finished(folder: Path, steps: int) -> bool:
@@ -203,35 +239,6 @@ def _finished(folder: Path, steps: int) -> bool:
             "choose another folder"
         )
     return module.steps_done == steps
-
-
-def _watch(processes: dict[str, subprocess.Popen[bytes]], out: Path, steps: int) -> None:
-    """Show how far the runs are until all have ended; the first that fails ends the watch."""
-    columns = (
-        TextColumn("{task.description:22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = {run: progress.add_task(run, total=steps) for run in processes}
-        running = dict(processes)
-        while running:
-            time.sleep(0.5)
-            for run, process in list(running.items()):
-                folder = out / RUNS[run][0]
-                code = process.poll()
-                # a log that is being written may lack its last line's end
-                with suppress(OSError, ValueError, KeyError):
-                    progress.update(tasks[run], completed=read_curves(folder)["step"][-1] + 1)
-                if code is None:
-                    continue
-                if code != 0:
-                    log = folder / "fit.log"
-                    last_words = " ".join(log.read_text().strip().splitlines()[-1:])
-                    raise RuntimeError(f"{run}: training ended with code {code}: {last_words} (see {log})")
-                del running[run]
 
 
 def _predict(folder: Path, test: EmbeddingStore, places: NDArray[np.float64]) -> NDArray[np.float64]:

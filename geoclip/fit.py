@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from geoclip.datamodule import EmbeddingBatches
 from geoclip.training import AtomicCheckpointIO, GeoCLIPTraining
 
 CHECKPOINT = "last.ckpt"
+PARENT = "GEOCLIP_PARENT"  # environment variable: the process without which a training makes no sense
 _LOGS = "logs"
 
 
@@ -144,6 +146,8 @@ class _FitCLI(LightningCLI):
             enable_version_counter=False,
         )
         callbacks = [*(given.callbacks or []), keep_last]
+        if PARENT in os.environ:
+            callbacks.append(_EndWithParent(int(os.environ[PARENT])))
         if given.enable_progress_bar is not False:
             callbacks.append(_ProgressBar())
         return super().instantiate_trainer(
@@ -155,6 +159,17 @@ class _FitCLI(LightningCLI):
             callbacks=callbacks,
             **kwargs,
         )
+
+
+class _EndWithParent(Callback):
+    """Ends the training when the process that began it is gone, as after a kill −9 of `geoclip demo`."""
+
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if os.getppid() != self.parent:
+            raise KeyboardInterrupt
 
 
 class _ProgressBar(RichProgressBar):

@@ -20,9 +20,9 @@ ROOT = Path(geoclip.__file__).parents[1]
 STEPS = 600  # seconds: a kill soon after a checkpoint comes long before the end
 
 
-def start(settings, out, steps=STEPS):
+def start(settings, out):
     command = [sys.executable, "-m", "geoclip", "fit", "--config", settings, "--out", out]
-    command += ["--trainer.max_steps", steps, "--checkpoint_every", 20]
+    command += ["--checkpoint_every", 20]
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
@@ -63,9 +63,18 @@ def same(a, b, path=""):
         assert a == b, path
 
 
-def test_killed_and_interrupted_ends_with_the_same_weights(tmp_path):
+@pytest.fixture
+def one_thread():
+    """The subprocesses have one: another number may add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_killed_and_interrupted_ends_with_the_same_weights(tmp_path, one_thread):
     settings = write_settings(tmp_path, steps=STEPS)
-    undisturbed = start(settings, tmp_path / "undisturbed")
+    options = ["--config", str(settings), "--checkpoint_every", "20", "--out"]
     checkpoint = tmp_path / "disturbed" / "last.ckpt"
     reached = 0
     for blow in (signal.SIGKILL, signal.SIGINT):
@@ -80,9 +89,8 @@ def test_killed_and_interrupted_ends_with_the_same_weights(tmp_path):
             ]
         assert reached < step_of(checkpoint) < STEPS
         reached = step_of(checkpoint)
-    process = start(settings, tmp_path / "disturbed")
-    assert process.wait(timeout=120) == 0, process.stderr.read()
-    assert undisturbed.wait(timeout=120) == 0, undisturbed.stderr.read()
+    fit([*options, str(tmp_path / "disturbed")])
+    fit([*options, str(tmp_path / "undisturbed")])
 
     first, second = (
         torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("undisturbed", "disturbed")
@@ -90,13 +98,42 @@ def test_killed_and_interrupted_ends_with_the_same_weights(tmp_path):
     assert first["global_step"] == second["global_step"] == STEPS
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         same(first[part], second[part], part)
-    # no step is missing from the log, and none was another than in the undisturbed run
+    # no step is missing from the log but the last before a kill, and none was another than undisturbed
     curves = [read_curves(tmp_path / run) for run in ("undisturbed", "disturbed")]
     assert curves[1]["step"][-1] == STEPS - 1
     both = set(curves[0]["step"]) & set(curves[1]["step"])
     assert len(both) > 0.9 * STEPS
     losses = [dict(zip(c["step"], c["loss"], strict=True)) for c in curves]
     assert all(losses[0][step] == losses[1][step] for step in both)
+
+
+def test_a_training_ends_with_the_process_that_began_it(tmp_path):
+    settings = write_settings(tmp_path, steps=100_000)
+    parent = f"""
+import os, pathlib, subprocess, sys, time
+child = subprocess.Popen(
+    [sys.executable, "-m", "geoclip", "fit", "--config", {str(settings)!r}],
+    env={{**os.environ, "GEOCLIP_PARENT": str(os.getpid()), "OMP_NUM_THREADS": "1"}},
+)
+while not pathlib.Path({str(tmp_path / "run" / "last.ckpt")!r}).exists() and child.poll() is None:
+    time.sleep(0.1)
+print(child.pid, child.poll(), flush=True)
+os._exit(0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    child, ended = result.stdout.split()
+    assert ended == "None"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(int(child), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(int(child), signal.SIGKILL)
+    pytest.fail("the training went on")
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
