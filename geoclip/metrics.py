@@ -9,8 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from geoclip.coordinates import check_latlon
+from semivario_kernels import EARTH_RADIUS_KM
 
-EARTH_RADIUS_KM = 6371.0088
 GEOSCORE_MAXIMUM = 5000.0
 GEOSCORE_SCALE_KM = 1492.7
 

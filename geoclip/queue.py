@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from geoclip.metrics import EARTH_RADIUS_KM
+from semivario_kernels import EARTH_RADIUS_KM
 
 NO_ROW = -1
 
@@ -115,7 +115,7 @@ class PlaceQueue(nn.Module):
         self.count.copy_((self.count + kept).clamp(max=self.size))
 
     def entries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return copies of what is filled: latlon (m, 2) degrees, embeddings (m, E) and rows (m,), m ≤ size."""
+        """Return copies of what is filled: latlon (m, 2) degrees, embeddings (m, E), rows (m,), m ≤ size."""
         filled = len(self)
         return self.latlon[:filled].clone(), self.embeddings[:filled].clone(), self.rows[:filled].clone()
 
@@ -124,17 +124,21 @@ def same_photo(rows: torch.Tensor, gallery_rows: torch.Tensor) -> torch.Tensor |
     """Gallery indices that show the very photo of a query elsewhere than in its own place i.
 
     Args:
-        rows: (n,) row of each query's photo; its positive is gallery entry i.
+        rows: (n,) row of each query's photo, all different; its positive is gallery entry i.
         gallery_rows: (m,) row of each gallery entry, the queries' first.
 
     Returns:
         (n, k) int64 padded with −1, as the loss's `exclude` wants it, or None where there is none.
     """
     n = len(rows)
-    again = n + torch.isin(gallery_rows[n:], rows).nonzero().flatten()
+    ordered, query = rows.sort()
+    place = torch.searchsorted(ordered, gallery_rows[n:]).clamp(max=n - 1)
+    again = (ordered[place] == gallery_rows[n:]).nonzero().flatten()
     if len(again) == 0:
         return None
-    same = rows[:, None] == gallery_rows[None, again]
-    k = int(same.sum(dim=1).max())
-    # sorting puts the hits, as large indices, last
-    return torch.where(same, again, -1).sort(dim=1).values[:, -k:]
+    owner, by_owner = query[place[again]].sort(stable=True)
+    times = torch.bincount(owner, minlength=n)
+    column = torch.arange(len(owner), device=rows.device) - (times.cumsum(0) - times)[owner]
+    exclude = torch.full((n, int(times.max())), -1, device=rows.device)
+    exclude[owner, column] = n + again[by_owner]
+    return exclude

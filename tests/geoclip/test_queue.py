@@ -125,6 +125,6 @@ def test_bad_sizes_are_refused():
 def test_the_same_photo_in_the_queue_is_found():
     rows = torch.tensor([4, 9, 2])
     gallery_rows = torch.tensor([4, 9, 2, 7, 2, 4, 8, 2])
-    assert same_photo(rows, gallery_rows).tolist() == [[-1, 5], [-1, -1], [4, 7]]
+    assert same_photo(rows, gallery_rows).tolist() == [[5, -1], [-1, -1], [4, 7]]
     assert same_photo(rows, gallery_rows[:4]) is None
     assert same_photo(rows, rows) is None
