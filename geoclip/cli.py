@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     variogram.add_argument(
         "--places", type=int, default=6000, help="random photos measured, all pairs of them"
     )
-    variogram.add_argument("--kind", default="stable", help="model fitted, as GSTools calls it")
+    variogram.add_argument("--kind", default="stable", help="stable, exponential, gaussian, spherical, matern32 or nested")
     variogram.add_argument("--first-km", type=float, default=1.0, help="end of the first distance bin")
     variogram.add_argument("--last-km", type=float, default=20_000.0, help="end of the last distance bin")
     variogram.add_argument("--bins", type=int, default=30, help="distance bins")
@@ -207,9 +207,10 @@ def _variogram(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     model = fit.model
+    structures = ", ".join(f"{kind} of {length:.3g} km" for kind, _, length, _ in model.structures)
     print(
-        f"γ(h) = {model.nugget:.3f} + {model.total_psill:.3f}·(1 − ρ(h)), {model.kind}, "
-        f"length scale {model.len_scale_km:g} km, R² {fit.r2:.3f}; written to {options.out}"
+        f"γ(h) = {model.nugget:.3f} + {model.total_psill:.3f}·(1 − ρ(h)), {structures}, "
+        f"R² {fit.r2:.3f}; written to {options.out}"
     )
     if not fit.resolvable:
         print(f"warning: no resolvable range: {fit.note}", file=sys.stderr)
