@@ -115,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     variogram.add_argument(
         "--places", type=int, default=6000, help="random photos measured, all pairs of them"
     )
-    variogram.add_argument("--kind", default="stable", help="stable, exponential, gaussian, spherical, matern32 or nested")
+    variogram.add_argument(
+        "--kind", default="stable", help="stable, exponential, gaussian, spherical, matern32 or nested"
+    )
     variogram.add_argument("--first-km", type=float, default=1.0, help="end of the first distance bin")
     variogram.add_argument("--last-km", type=float, default=20_000.0, help="end of the last distance bin")
     variogram.add_argument("--bins", type=int, default=30, help="distance bins")
