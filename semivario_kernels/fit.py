@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -178,6 +179,15 @@ def _reweighted(
         yield model
 
 
+@contextmanager
+def _small_alpha_is_fine() -> Iterator[None]:
+    """Keep GSTools quiet on alpha < 0.3: random fields of such a model are hard to make, its γ is not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*'alpha' is < 0.3")
+        yield
+
+
+@_small_alpha_is_fine()
 def _gstools_fit(model: VariogramModel, nugget: bool, x: Floats, gamma: Floats, w: Floats) -> VariogramModel:
     """One weighted least-squares pass from `model`, in the metric's own lag."""
     import_gstools()
@@ -205,19 +215,16 @@ def _gstools_fit(model: VariogramModel, nugget: bool, x: Floats, gamma: Floats, 
         guess["nugget"] = start.nugget
         bounds["nugget"] = [0.0, top]
     gs_model.set_arg_bounds(check_args=False, **bounds)
-    with warnings.catch_warnings():
-        # random fields of such a model are hard to make; its γ is not
-        warnings.filterwarnings("ignore", message=r"(?s).*alpha < 0\.3")
-        gs_model.fit_variogram(
-            x,
-            gamma,
-            init_guess=guess,
-            weights=np.sqrt(w),  # GSTools' weights multiply the residual, ours its square
-            loss="linear",
-            max_eval=2000,
-            curve_fit_kwargs={"x_scale": "jac"},
-            **select,
-        )
+    gs_model.fit_variogram(
+        x,
+        gamma,
+        init_guess=guess,
+        weights=np.sqrt(w),  # GSTools' weights multiply the residual, ours its square
+        loss="linear",
+        max_eval=2000,
+        curve_fit_kwargs={"x_scale": "jac"},
+        **select,
+    )
     fitted = VariogramModel.from_gstools(gs_model)
     return VariogramModel.from_dict({**fitted.to_dict(), "metric": model.metric})
 

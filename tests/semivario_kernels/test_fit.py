@@ -87,6 +87,14 @@ def test_a_known_random_field_is_found_again():
     assert fit.resolvable
 
 
+def test_a_slow_rise_is_fitted_without_a_warning():
+    truth = VariogramModel("stable", 0.0, 0.9, 50.0, 0.25)  # GSTools warns below 0.3, for its random fields
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = fit_variogram(empirical_of(truth(LAGS_KM)))
+    assert fit.model.alpha == pytest.approx(0.25, rel=1e-3)
+
+
 def test_empty_bins_are_left_out():
     truth = VariogramModel("exponential", 0.1, 0.7, 500.0)
     gamma, counts = truth(LAGS_KM), np.full(25, 1000)

@@ -259,7 +259,7 @@ def test_save_and_load(field, tmp_path):
 
 def test_progress_bar_is_drawn(field, capsys):
     binned_semivariance(*field, edges_km=even_edges_km(20100.0, 2), progress=True)
-    assert "binned semivariance" in capsys.readouterr().out
+    assert "binned semivariance" in capsys.readouterr().err
 
 
 def test_edges():
