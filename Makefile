@@ -47,18 +47,20 @@ lock:
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(ENVIRONMENT)/ready: requirements.lock
+# no prerequisite: the path holds requirements.lock's hash, and a fresh checkout's files are always newer
+$(ENVIRONMENT)/ready:
 	@echo "Installing the packages of requirements.lock into $(ENVIRONMENT) (once)"
-	$(PYTHON) -m venv $(ENVIRONMENT)
-	$(ENVIRONMENT)/bin/python -m pip install -q -r requirements.lock
-	touch $@
+	@$(PYTHON) -m venv $(ENVIRONMENT)
+	@$(ENVIRONMENT)/bin/python -m pip install -q -r requirements.lock
+	@touch $@
 
-$(VENV_READY): $(ENVIRONMENT)/ready pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
-	$(PYTHON) -m venv --clear --without-pip .venv
-	.venv/bin/python -c "import subprocess, sysconfig; \
+$(VENV_READY): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*) | $(ENVIRONMENT)/ready
+	@echo "Making .venv: building the package in place"
+	@$(PYTHON) -m venv --clear --without-pip .venv
+	@.venv/bin/python -c "import subprocess, sysconfig; \
 		packages = subprocess.check_output(['$(ENVIRONMENT)/bin/python', '-c', \
 			'import sysconfig; print(sysconfig.get_path(\"purelib\"), end=\"\")'], text=True); \
 		pth = sysconfig.get_path('purelib') + '/dependencies.pth'; \
 		open(pth, 'w').write('import site; site.addsitedir(%r)\n' % packages)"
-	$(RUN) pip install -q --no-deps --no-build-isolation -e .
-	touch $@
+	@$(RUN) pip install -q --no-deps --no-build-isolation -e .
+	@touch $@

@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["fit"]:  # Lightning's own parser reads the rest
         from geoclip.fit import fit
 
-        fit(arguments[1:])
+        print(f"trained: {fit(arguments[1:])}")
     else:
         options = _parser().parse_args(arguments)
         options.run(options)
@@ -116,7 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         "--places", type=int, default=6000, help="random photos measured, all pairs of them"
     )
     variogram.add_argument(
-        "--kind", default="stable", help="stable, exponential, gaussian, spherical, matern32 or nested"
+        "--kind",
+        default="stable",
+        choices=("stable", "exponential", "gaussian", "spherical", "matern32", "nested"),
+        help="model fitted; nested is the sum of two exponential ones",
     )
     variogram.add_argument("--first-km", type=float, default=1.0, help="end of the first distance bin")
     variogram.add_argument("--last-km", type=float, default=20_000.0, help="end of the last distance bin")

@@ -1,11 +1,12 @@
 """GeoCLIP's image encoder: a frozen open_clip visual tower and a small trainable head."""
 
+import logging
 import os
 from collections.abc import Callable
 
 import open_clip
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 
@@ -20,6 +21,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         try:
             with Image.open(file) as image:
                 return ImageOps.exif_transpose(image).convert("RGB")
+        except UnidentifiedImageError:  # its own message shows the file object
+            raise ValueError(f"{os.fspath(path)}: not a readable image: no format that is known") from None
         # What Pillow raises depends on the format and on the damage: OSError, SyntaxError, struct.error, ...
         except Exception as error:
             raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
@@ -79,6 +82,8 @@ class ImageEncoder(nn.Module):
             raise ValueError("this ImageEncoder has no backbone: it takes cached embeddings, not images")
         if not self._loaded:
             tag = open_clip.get_pretrained_cfg(self.backbone, self.pretrained) if self.pretrained else {}
+            # open_clip and the hub's client log their tries; what matters comes as the error below
+            logging.disable(logging.ERROR)
             try:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
@@ -93,6 +98,8 @@ class ImageEncoder(nn.Module):
                 raise RuntimeError(
                     f"cannot load backbone {self.backbone!r} with pretrained={self.pretrained!r}: {error}"
                 ) from error
+            finally:
+                logging.disable(logging.NOTSET)
             self._loaded["clip"] = model.visual.requires_grad_(False).eval(), preprocess
         return self._loaded["clip"]
 

@@ -84,7 +84,7 @@ _SURPRISE_TEXT = (
     " because they are near and should not be pushed apart."
 )
 _CURVES_TEXT = (
-    "Running means over the faint single steps. Look for a curve that still falls at the end: more steps "
+    "Running means. Look for a curve that still falls at the end: more steps "
     "would help. Policies weigh negatives differently, so compare the shapes of their losses, not the "
     "heights."
 )
@@ -287,7 +287,7 @@ def _table(metrics: Mapping[str, Metrics], comparison: Metrics | None) -> str:
     runs, colors = list(metrics), run_colors(metrics)
     head = "".join(f'<th><i style="background:{colors[run]}"></i>{escape(run)}</th>' for run in runs)
     if comparison:
-        head += f"<th>{escape(runs[-1])} − {escape(runs[0])}</th>"
+        head += "<th>difference, last − first</th>"
     rows = []
     for key, (name, gloss) in _ROWS.items():
         row = f"<th>{name}<small>{gloss}</small></th>"

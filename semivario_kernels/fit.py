@@ -252,6 +252,6 @@ def _warn_if_invalid_on_sphere(model: VariogramModel) -> None:
         if kind in ("gaussian", "matern32") or (kind == "stable" and alpha > 1):
             shape = f" with alpha {alpha:.2f}" if kind == "stable" else ""
             warnings.warn(
-                f"{kind}{shape} is no valid covariance in great-circle distance; metric='chord' is",
+                f"{kind}{shape} is no valid covariance in great-circle distance; fit with metric='chord'",
                 stacklevel=3,
             )

@@ -253,7 +253,7 @@ def by_hand(arguments, tmp_path):
 
 def test_the_table_writes_numbers_for_humans(by_hand):
     head, *rows = cells(by_hand)
-    assert head == ["", "InfoNCE", "explained", "explained − InfoNCE"]
+    assert head == ["", "InfoNCE", "explained", "difference, last − first"]
     assert [row[0] for row in rows] == [
         "within 1 kmstreet",
         "within 25 kmcity",
