@@ -71,6 +71,8 @@ def _run(arguments: list[str]) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; the trainer's packages come with: pip install 'semivario-kernels[train]'"
     return " ".join(str(error).split()) or type(error).__name__
 
 

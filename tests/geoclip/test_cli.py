@@ -209,3 +209,12 @@ def test_a_traceback_on_request(monkeypatch, tmp_path):
     monkeypatch.setenv("GEOCLIP_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         main(["variogram", str(tmp_path / "nowhere")])
+
+
+def test_a_missing_package_is_named_with_its_extra():
+    code = "import sys; sys.modules['rich'] = None; from geoclip.cli import main; sys.exit(main(['demo']))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    (line,) = run.stderr.strip().splitlines()
+    assert "rich" in line
+    assert line.endswith("pip install 'semivario-kernels[train]'")

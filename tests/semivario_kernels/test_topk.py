@@ -4,11 +4,13 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from semivario_kernels import available_backends, topk_gallery
+from semivario_kernels.backends import tiled_matrices
 
 
 @pytest.fixture(params=available_backends(), autouse=True)
 def backend(request, monkeypatch):
     monkeypatch.setenv("SEMIVARIO_BACKEND", request.param)
+    monkeypatch.setattr(tiled_matrices, "TILE", 12)  # tiles of 96 places, or 2k: smaller than the gallery
 
 
 @pytest.fixture
@@ -41,6 +43,27 @@ def test_low_precision_and_numpy(features):
     exact = (x.double() @ y.double().T).topk(3, dim=1)
     np.testing.assert_array_equal(indices, exact.indices)
     np.testing.assert_allclose(values, exact.values, rtol=1e-5)
+
+
+def test_ties_across_tiles_come_in_the_order_of_their_index():
+    y = torch.zeros(300, 1)
+    y[[7, 95, 96, 200, 299]] = 1.0
+    _, indices = topk_gallery(torch.ones(2, 1), y, 6)
+    assert indices.tolist() == [[7, 95, 96, 200, 299, 0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(2, 3), r"x: .*at least one row, got \(0, 3\)"),
+        (torch.zeros(2, 3), torch.zeros(2, 4), r"y: wanted shape \(n, 3\), got \(2, 4\)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).double(), "y: wanted the dtype of x"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), "y: wanted the device of x"),
+    ],
+)
+def test_bad_features_are_refused(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        topk_gallery(x, y, 1)
 
 
 @pytest.mark.parametrize("k", [0, 302, 1.5])
