@@ -13,12 +13,15 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from semivario_kernels.checks import check_number
+from semivario_kernels.variogram import VariogramModel
 
 READS_NOTHING = ("none",)
 READS_POSITIONS_ONLY = ("distance", "distance_linear")
 READS_DISSIMILARITY = ("semivariogram", "explained", "threshold", "rectify", "penalty")
 POLICY_KINDS = READS_NOTHING + READS_POSITIONS_ONLY + READS_DISSIMILARITY
 PARAMETERS = ("hard", "false", "tolerance", "mass", "range_km", "strength", "scale_km", "weight")
+
+NEUTRAL = (1.0, 0.0, 0.0)  # a, b and f of a positive and of a pair without an image
 
 
 class PairTerms(NamedTuple):
@@ -165,3 +168,28 @@ class NegativePolicy:
             return PairTerms(log_weight=log_weight)
         alike = torch.where(gamma > 0, (excess / gamma).clamp(max=1), 0.0)  # kind == "rectify"
         return PairTerms(log_weight=log_weight, soft_target=self.mass * alike * rho)
+
+
+def pair_terms(
+    policy: NegativePolicy,
+    variogram: VariogramModel | None,
+    h_km: torch.Tensor,
+    d: torch.Tensor | None,
+    untouched: torch.Tensor,
+) -> PairTerms:
+    """a, b and f of pairs at distance h with dissimilarity d; the `untouched` keep a = 1, b = f = 0.
+
+    `variogram` and `d` are None where the policy does not read them; all tensors have one shape.
+    """
+    if variogram is None:
+        terms = policy.torch_terms(h_km)
+    else:
+        rho = variogram.torch_correlation(h_km)
+        gamma = variogram.nugget + variogram.total_psill * (1 - rho)
+        terms = policy.torch_terms(h_km, d, gamma, rho, variogram.sill)
+    return PairTerms(
+        *(
+            None if term is None else term.masked_fill(untouched, neutral)
+            for term, neutral in zip(terms, NEUTRAL, strict=True)
+        )
+    )

@@ -12,12 +12,11 @@ import torch
 from semivario_kernels.backends.binned_tiles import binned_sums
 from semivario_kernels.dissimilarity import arithmetic_dtype, has_image, unit_rows
 from semivario_kernels.geometry import great_circle_km, unit_vectors
-from semivario_kernels.policy import PairTerms
+from semivario_kernels.policy import PairTerms, pair_terms
 
 if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
 
-NEUTRAL = (1.0, 0.0, 0.0)  # a, b and f of a positive and of a pair without an image
 
 __all__ = [
     "binned_sums",
@@ -95,25 +94,13 @@ def _pair_terms(problem: InfoNCEProblem, cosine: torch.Tensor, positive: torch.T
     assert problem.gallery_latlon is not None
     p, q = (unit_vectors(t).to(cosine.dtype) for t in (problem.query_latlon, problem.gallery_latlon))
     h_km = great_circle_km(p, q)
-    untouched = positive
     if not problem.policy.reads_dissimilarity:
-        terms = problem.policy.torch_terms(h_km)
-    else:
-        assert problem.variogram is not None
-        if problem.v is None or problem.u is None:
-            d = 1 - cosine
-        else:
-            d = cosine_dissimilarity(problem.v, problem.u).to(cosine.dtype)
-            untouched = positive | ~(has_image(problem.v)[:, None] & has_image(problem.u))
-        rho = problem.variogram.torch_correlation(h_km)
-        gamma = problem.variogram.nugget + problem.variogram.total_psill * (1 - rho)
-        terms = problem.policy.torch_terms(h_km, d, gamma, rho, problem.variogram.sill)
-    return PairTerms(
-        *(
-            None if term is None else torch.where(untouched, value, term)
-            for term, value in zip(terms, NEUTRAL, strict=True)
-        )
-    )
+        return pair_terms(problem.policy, None, h_km, None, positive)
+    if problem.v is None or problem.u is None:
+        return pair_terms(problem.policy, problem.variogram, h_km, 1 - cosine, positive)
+    d = cosine_dissimilarity(problem.v, problem.u).to(cosine.dtype)
+    blank = ~(has_image(problem.v)[:, None] & has_image(problem.u))
+    return pair_terms(problem.policy, problem.variogram, h_km, d, positive | blank)
 
 
 def _row_losses(

@@ -200,10 +200,11 @@ class TileDriver:
         if wants_gradient and self.fits_strips:
             assert weights is not None
             gradient = GradientSums(self, need_dx, need_dy)
+            blocks = Blocks(self, self.strip_rows, self.prepared.m)
             for rows in self._row_blocks(self.strip_rows):
-                self._strip(rows, weights, result, gradient)
+                self._strip(rows, weights, result, blocks, gradient)
             result.losses = self._losses(result)
-            result.dx, result.dy, result.ds = gradient.finish(need_dx, need_dy, need_ds)
+            result.dx, result.dy, result.ds = gradient.finish(need_ds)
             return result
         blocks = Blocks(self, self.block_rows, self.tile)
         for rows in self._row_blocks(self.block_rows):
@@ -242,12 +243,11 @@ class TileDriver:
                 self.epilogue.gradient(rows, columns, logits, extra, row_side, column_side)
                 gradient.add(columns, logits, blocks.y_tile(columns))
             gradient.finish_rows()
-        return gradient.finish(need_dx, need_dy, need_ds)
+        return gradient.finish(need_ds)
 
-    def _strip(self, rows: slice, weights: Tensor, result: Result, gradient: GradientSums) -> None:
-        if gradient.strip is None:
-            gradient.strip = Blocks(self, self.strip_rows, self.prepared.m)
-        blocks = gradient.strip
+    def _strip(
+        self, rows: slice, weights: Tensor, result: Result, blocks: Blocks, gradient: GradientSums
+    ) -> None:
         gradient.take_rows(rows, blocks.take_rows(rows))
         for columns in self._column_tiles():
             blocks.logits(columns, result.row_statistics)
@@ -395,7 +395,6 @@ class GradientSums:
         self.driver = driver
         problem, prepared = driver.problem, driver.prepared
         x, y = problem.x, problem.y
-        self.strip: Blocks | None = None
         self.dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else None
         # summed in float32 and cast only at the end where the features are shorter
         self.gy = torch.zeros(y.shape, dtype=prepared.dtype, device=y.device) if need_dy else None
@@ -427,9 +426,7 @@ class GradientSums:
                 self._gx.sub_(self._unit_x * along).mul_(prepared.inverse_x[self.rows, None])
             self.dx[self.rows] = self._gx.mul_(prepared.scale).to(problem.x.dtype)
 
-    def finish(
-        self, need_dx: bool, need_dy: bool, need_ds: bool
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def finish(self, need_ds: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Turn gy into ∂y, block by block; return ∂x, ∂y and ∂s."""
         problem, prepared = self.driver.problem, self.driver.prepared
         dy = self.gy

@@ -8,7 +8,7 @@ import torch
 
 from semivario_kernels.backends.tile_driver import Prepared, Side
 from semivario_kernels.geometry import great_circle_km
-from semivario_kernels.policy import PairTerms
+from semivario_kernels.policy import PairTerms, pair_terms
 
 Tensor = torch.Tensor
 
@@ -97,28 +97,16 @@ class TorchEpilogue:
         assert prepared.p is not None
         assert prepared.q is not None
         h_km = great_circle_km(prepared.p[rows], prepared.q[columns])
-        untouched = positive
         if not policy.reads_dissimilarity:
-            terms = policy.torch_terms(h_km)
-        else:
-            assert variogram is not None
-            if vu is None:
-                d = 1 - cos.masked_fill(cos == -math.inf, 0)
-            else:
-                assert prepared.inverse_u is not None
-                assert prepared.inverse_v is not None
-                d = (1 - vu.mul_(prepared.inverse_u[columns])).clamp_(0, 2)
-                blank = (prepared.inverse_v[rows, None] == 0) | (prepared.inverse_u[columns] == 0)
-                untouched = positive | blank
-            rho = variogram.torch_correlation(h_km)
-            gamma = variogram.nugget + variogram.total_psill * (1 - rho)
-            terms = policy.torch_terms(h_km, d, gamma, rho, variogram.sill)
-        return PairTerms(
-            *(
-                None if term is None else term.masked_fill_(untouched, neutral)
-                for term, neutral in zip(terms, (1.0, 0.0, 0.0), strict=True)
-            )
-        )
+            return pair_terms(policy, None, h_km, None, positive)
+        if vu is None:
+            d = 1 - cos.masked_fill(cos == -math.inf, 0)
+            return pair_terms(policy, variogram, h_km, d, positive)
+        assert prepared.inverse_u is not None
+        assert prepared.inverse_v is not None
+        d = (1 - vu.mul_(prepared.inverse_u[columns])).clamp_(0, 2)
+        blank = (prepared.inverse_v[rows, None] == 0) | (prepared.inverse_u[columns] == 0)
+        return pair_terms(policy, variogram, h_km, d, positive | blank)
 
 
 def _side_gradient(logits: Tensor, mass: Tensor, side: Side, rows: slice) -> Tensor:
