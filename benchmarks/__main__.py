@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: time and memory of the loss, written as JSON and as a Markdown table."""
+"""`python -m benchmarks`: time and memory of the loss and the semivariogram, as JSON and a Markdown table."""
 
 from __future__ import annotations
 
@@ -9,29 +9,43 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import benchmarks.semivariogram.cases as semivariogram
 from benchmarks.cases import Sizes, memory_cases, time_cases
 from benchmarks.machine import describe
 from benchmarks.measure import measure_case
 from benchmarks.memory import measure_memory
 from benchmarks.problem import LOGIT_SCALE, VARIOGRAM
 from benchmarks.progress import Progress
+from benchmarks.semivariogram.measure import measure_case as measure_semivariogram
+from benchmarks.semivariogram.memory import measure_peaks
+from benchmarks.semivariogram.table import markdown as semivariogram_markdown
 from benchmarks.table import markdown
 
-MEMORY = "memory"
+LOSS, SEMIVARIOGRAM = "loss", "semivariogram"
+MEMORY, PEAK = "memory", "peak"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; the exit status is 1 where one of our backends fails or is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="cases by name; 'memory' for peak memory")
-    parser.add_argument("--full", action="store_true", help="more cases")
+    parser.add_argument(
+        "subject", nargs="?", choices=(LOSS, SEMIVARIOGRAM), help="what to measure (default: both)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the loss alone (default: cpu)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help=f"cases by name; '{MEMORY}' or '{PEAK}' for peak memory"
+    )
+    parser.add_argument("--full", action="store_true", help="more and larger cases")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="timed rounds of a case; 3 rounds at least (default: 20)"
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="timed rounds of a case of the loss; 3 rounds at least (default: 20)",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     options = parser.parse_args(arguments)
@@ -43,48 +57,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--device: wanted cpu or cuda, got {options.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device: cuda was asked for, but torch sees no GPU")
+    if device.type == "cuda" and options.subject == SEMIVARIOGRAM:
+        parser.error(f"--device: {SEMIVARIOGRAM} is measured on the cpu, got 'cuda'")
+    subjects = [options.subject] if options.subject else [LOSS, SEMIVARIOGRAM]
+    if device.type == "cuda":
+        subjects = [LOSS]
     sizes: Sizes = "quick" if options.quick else "full" if options.full else "default"
-    cases, peaks = time_cases(device, sizes), memory_cases(device, sizes)
-    names = [*dict.fromkeys(case.name for case in cases), MEMORY]
-    only = options.only or names
-    if unknown := [name for name in only if name not in names]:
-        parser.error(f"--only: wanted some of {', '.join(names)}, got {', '.join(unknown)}")
-    cases = [case for case in cases if case.name in only]
-    peaks = peaks if MEMORY in only else []
 
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "sizes": sizes,
-        "machine": describe(device),
-        "problem": {"variogram": VARIOGRAM.to_dict(), "logit_scale": LOGIT_SCALE},
-        "times": [],
-        "memory": [],
+    names = {
+        LOSS: [*dict.fromkeys(case.name for case in time_cases(device, sizes)), MEMORY],
+        SEMIVARIOGRAM: [*(case.name for case in semivariogram.time_cases(sizes)), PEAK],
     }
-    with Progress(len(cases) + len(peaks)) as progress:
-        for case in cases:
-            progress.begin(f"{case.name} {case.n:,} × {case.m:,}")
-            result["times"] += measure_case(case, device, budget_s=options.seconds, on_round=progress.rounds)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # leave the GPU to the processes whose memory is measured
-        result["memory"] = measure_memory(peaks, device, on_case=progress.begin)
-
-    # a partial run never writes over a whole one of the same day
-    part = [] if sizes == "default" else [sizes]
-    part += options.only or []
-    stem = "-".join(
-        [_slug(result["machine"]["processor"]) if device.type == "cuda" else "cpu", result["date"], *part]
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
-    table = markdown(result)
-    (options.out / f"{stem}.md").write_text(table)
-    print(table)
-    print(f"Written: {options.out / stem}.json and .md")
-    ours = [row for row in result["times"] if row["role"] == "ours"]
-    broken = [row for row in ours if row["failure"] or row["right"] is False]
+    known = [name for subject in subjects for name in names[subject]]
+    only = options.only or known
+    if unknown := [name for name in only if name not in known]:
+        parser.error(f"--only: wanted some of {', '.join(known)}, got {', '.join(unknown)}")
+    broken = []
+    for subject in subjects:
+        chosen = [name for name in only if name in names[subject]]
+        if not chosen:
+            continue
+        measure = _measure_loss if subject == LOSS else _measure_semivariogram
+        result = {
+            "subject": subject,
+            "date": datetime.date.today().isoformat(),
+            "sizes": sizes,
+            "machine": describe(device),
+            **measure(chosen, device, sizes, options.seconds),
+        }
+        text = markdown(result) if subject == LOSS else semivariogram_markdown(result)
+        # a partial run never writes over a whole one of the same day
+        stem = [SEMIVARIOGRAM] * (subject == SEMIVARIOGRAM)
+        stem += [_slug(result["machine"]["processor"]) if device.type == "cuda" else "cpu", result["date"]]
+        stem += [sizes] * (sizes != "default") + (chosen if options.only else [])
+        _write(options.out / "-".join(stem), result, text)
+        ours = [row for row in result["times"] if row["role"] == "ours"]
+        broken += [row for row in ours if row["failure"] or row["right"] is False]
     for row in broken:
         print(f"{row['case']}: {row['contender']} {row['failure'] or 'is wrong'}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _measure_loss(only: list[str], device: torch.device, sizes: Sizes, seconds: float) -> dict[str, Any]:
+    cases = [case for case in time_cases(device, sizes) if case.name in only]
+    peaks = memory_cases(device, sizes) if MEMORY in only else []
+    times: list[dict[str, Any]] = []
+    with Progress(len(cases) + len(peaks)) as progress:
+        for case in cases:
+            progress.begin(f"{case.name} {case.n:,} × {case.m:,}")
+            times += measure_case(case, device, budget_s=seconds, on_round=progress.rounds)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # leave the GPU to the processes whose memory is measured
+        memory = measure_memory(peaks, device, on_case=progress.begin)
+    problem = {"variogram": VARIOGRAM.to_dict(), "logit_scale": LOGIT_SCALE}
+    return {"problem": problem, "times": times, "memory": memory}
+
+
+def _measure_semivariogram(only: list[str], _: torch.device, sizes: Sizes, __: float) -> dict[str, Any]:
+    cases = [case for case in semivariogram.time_cases(sizes) if case.name in only]
+    peaks = semivariogram.peak_cases(sizes) if PEAK in only else []
+    times: list[dict[str, Any]] = []
+    with Progress(len(cases) + len(peaks)) as progress:
+        for case in cases:
+            progress.begin(f"{case.name} {case.n:,} places, {case.rival}")
+            times += measure_semivariogram(case, on_round=progress.rounds)
+        memory = measure_peaks(peaks, on_case=progress.begin)
+    return {"times": times, "memory": memory}
+
+
+def _write(stem: Path, result: dict[str, Any], text: str) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_name(stem.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_name(stem.name + ".md").write_text(text)
+    print(text)
+    print(f"Written: {stem}.json and .md")
 
 
 def _slug(name: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "triton", "open_clip_torch", "semivario-kernels")
+PACKAGES = ("torch", "numpy", "triton", "open_clip_torch", "gstools", "gstools_core", "scikit-learn")
+PACKAGES += ("semivario-kernels",)
 
 
 def processor_name(device: torch.device) -> str:

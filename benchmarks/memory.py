@@ -97,7 +97,7 @@ def _in_fresh_process(case: MemoryCase, contender: str, device: torch.device, ru
     return json.loads(child.stdout)
 
 
-def _peak_mib(device: torch.device) -> float:
+def peak_mib(device: torch.device) -> float:
     """Peak memory of this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
@@ -125,9 +125,9 @@ def _serve(request: dict[str, Any]) -> dict[str, float]:
 
     small = make_problem(8, 8, d, e, dtype=case.dtype, device=device)
     run_of(NAIVE, small)()  # torch's own threads and libraries
-    before = _peak_mib(device)
+    before = peak_mib(device)
     run_of(request["contender"], small)()
-    first_use = _peak_mib(device) - before
+    first_use = peak_mib(device) - before
     problem = make_problem(n, m, d, e, dtype=case.dtype, device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -135,7 +135,7 @@ def _serve(request: dict[str, Any]) -> dict[str, float]:
         kept = run_of(request["contender"], problem)()
     else:
         kept = tuple(torch.ones_like(leaf) for leaf in problem.leaves)  # written to, so that it is resident
-    mib = {"first use": first_use, "peak": _peak_mib(device)}
+    mib = {"first use": first_use, "peak": peak_mib(device)}
     del kept
     return mib
 

@@ -14,16 +14,12 @@ MEMORY_HEAD = ["N × M", "dtype", "policy", "contender", "extra MiB", "± MiB", 
 def markdown(result: dict[str, Any]) -> str:
     """Tables of time and of memory under a line on the machine and one on the bars."""
     machine, times, memory = result["machine"], result["times"], result["memory"]
-    versions = machine["versions"]
     bars = [bar["met"] for row in times for bar in row["bars"]]
     bars += [row["met"] for row in memory if row["met"] is not None]
     lines = [
         f"# Benchmarks: {machine['processor']}, {result['date']}",
         "",
-        f"{machine['threads']} threads of {machine['cores']} cores, Python {versions['python']}, torch "
-        f"{versions['torch']}, "
-        f"commit {machine['commit'][:12]}{' with changes' * machine['commit'].endswith('-dirty')}."
-        + (f" Bars met: {sum(bars)} of {len(bars)}." if bars else ""),
+        machine_line(machine, bars),
         "",
     ]
     if times:
@@ -32,7 +28,7 @@ def markdown(result: dict[str, Any]) -> str:
             "torch with policy `none` is `F.cross_entropy`. In brackets: the bar of the default backend. "
             "No ratio is given for a row whose error is above the allowed one.",
             "",
-            *_table(
+            *table(
                 [*HEAD, *(f"faster than {rival}" for rival in RIVALS), "error (allowed)"], times, _time_cells
             ),
             "",
@@ -43,13 +39,25 @@ def markdown(result: dict[str, Any]) -> str:
             "is the difference between two equal baseline processes. What the first call on 8 × 8 pairs "
             "adds, the code it loads, stands apart.",
             "",
-            *_table(MEMORY_HEAD, memory, _memory_cells),
+            *table(MEMORY_HEAD, memory, _memory_cells),
             "",
         ]
     return "\n".join(lines)
 
 
-def _table(head: list[str], rows: list[dict[str, Any]], cells: Any) -> list[str]:
+def machine_line(machine: dict[str, Any], bars: list[bool]) -> str:
+    """What the numbers were taken on, and how many of the bars they meet."""
+    versions = machine["versions"]
+    return (
+        f"{machine['threads']} threads of {machine['cores']} cores, Python {versions['python']}, torch "
+        f"{versions['torch']}, "
+        f"commit {machine['commit'][:12]}{' with changes' * machine['commit'].endswith('-dirty')}."
+        + (f" Bars met: {sum(bars)} of {len(bars)}." if bars else "")
+    )
+
+
+def table(head: list[str], rows: list[dict[str, Any]], cells: Any) -> list[str]:
+    """Lines of a Markdown table; `cells` makes those of a row."""
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *(cells(row) for row in rows))]
 
 
@@ -61,13 +69,13 @@ def _time_cells(row: dict[str, Any]) -> list[str]:
         if against not in bars:
             return text
         sign = "≤" if against == PRODUCTS else "≥"
-        return f"{text} ({sign} {bars[against]['wanted']:g}: {_verdict(bars[against]['met'])})"
+        return f"{text} ({sign} {bars[against]['wanted']:g}: {verdict(bars[against]['met'])})"
 
     if row["failure"]:
         took = row["failure"].replace("|", "\\|")
     else:
         low, high = row["quartiles_s"]
-        took = f"{_ms(row['median_s'])} ({_ms(low)} to {_ms(high)})"
+        took = f"{milliseconds(row['median_s'])} ({milliseconds(low)} to {milliseconds(high)})"
     error = "not checked"
     if row["contender"] == PRODUCTS or row["failure"]:
         error = "–"
@@ -98,14 +106,16 @@ def _memory_cells(row: dict[str, Any]) -> list[str]:
         row["contender"],
         f"{row['extra_mib']:.1f}" if measured else row["failure"].replace("|", "\\|"),
         f"{row['resolution_mib']:.1f}" if measured else "–",
-        "–" if row["bar_mib"] is None else f"≤ {row['bar_mib']:g}: {_verdict(row['met'])}",
+        "–" if row["bar_mib"] is None else f"≤ {row['bar_mib']:g}: {verdict(row['met'])}",
         f"{row['first_use_mib']:.1f}" if measured else "–",
     ]
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Four digits of a time."""
     return f"{seconds * 1e3:,.4g}" if seconds < 1 else f"{seconds * 1e3:,.0f}"
 
 
-def _verdict(met: bool) -> str:
+def verdict(met: bool) -> str:
+    """The word for a bar."""
     return "met" if met else "MISSED"

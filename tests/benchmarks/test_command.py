@@ -20,7 +20,7 @@ def ignore(*_: object) -> None:
 
 
 def test_quick_run_writes_json_and_table(tmp_path, capsys) -> None:
-    assert main(["--quick", "--seconds", "0.05", "--out", str(tmp_path)]) == 0
+    assert main(["loss", "--quick", "--seconds", "0.05", "--out", str(tmp_path)]) == 0
     (json_file,) = tmp_path.glob("cpu-*-quick.json")
     result = json.loads(json_file.read_text())
     machine = result["machine"]
@@ -66,7 +66,9 @@ def test_only_names_cases_and_keeps_its_own_file(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "fast"], "--only: wanted some of forward-8k, .*memory, got fast"),
+        (["--only", "fast"], "--only: wanted some of forward-8k, .*memory, exact, .*peak, got fast"),
+        (["semivariogram", "--only", "memory"], "--only: wanted some of exact, .*peak, got memory"),
+        (["variance"], "subject: invalid choice: 'variance'"),
         (["--device", "abacus"], "--device: wanted cpu or cuda, got 'abacus'"),
         (["--device", "meta"], "--device: wanted cpu or cuda, got 'meta'"),
     ],

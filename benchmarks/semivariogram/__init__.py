@@ -1,0 +1,1 @@
+"""What the semivariogram costs, next to GSTools, scikit-learn and its own matrix product."""
