@@ -20,8 +20,8 @@ def markdown(result: dict[str, Any]) -> str:
     if times:
         lines += [
             "Times of one interleaved run per case, float32. `half product` is V·Vᵀ of the upper triangle "
-            "alone, by `torch.mm` in blocks of rows. Ours is compared with the rival's result, or, where that "
-            "is none, with all pairs in float64; no ratio is given for a row that fails the comparison.",
+            "alone, by `torch.mm` in blocks of rows. Ours is compared with the rival's result, or, where "
+            "it has none, with all pairs in float64; no ratio is given for a row that fails the comparison.",
             "",
             *table(HEAD, times, _time_cells),
             "",
