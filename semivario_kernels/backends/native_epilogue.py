@@ -66,7 +66,7 @@ class NativeEpilogue:
             policy_kind=problem.policy.kind,
             policy={name: getattr(problem.policy, name) for name in POLICY_VALUES},
             **_variogram(problem),
-            scale=prepared.scale,
+            scale=float(prepared.scale),
             features=problem.policy.reads_dissimilarity and prepared.inverse_u is None,
             threads=torch.get_num_threads(),
             p=p,
@@ -117,8 +117,10 @@ class NativeEpilogue:
         extra: Tensor | None,
         row_side: Side,
         column_side: Side | None,
+        out: Tensor,
     ) -> None:
-        """Turn logits into A."""
+        """Turn logits into A in place."""
+        assert out is logits
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         self._epilogue.gradient(
             *_place(rows, columns),

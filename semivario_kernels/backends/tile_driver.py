@@ -43,6 +43,10 @@ WORKSPACE_MB = 64
 ROW_BLOCK = 1024
 COLUMN_TILE = 1024
 THINNEST_STRIP = 32  # below, reading and writing ∂y once per strip costs more than computing the logits twice
+GPU_WORKSPACE_MB = 1024
+GPU_ROW_BLOCK = 1024
+GPU_COLUMN_TILE = 8192  # a tile's products stay in a GPU's second-level cache
+GPU_PROJECTION_ROWS = 16384
 SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
 STATISTICS = 6  # max, Σexp(l − max), Σl, Σf, Σf·l, l of the positive
 
@@ -61,8 +65,9 @@ class Epilogue(Protocol):
     """The arithmetic between the matrix products, on one tile of rows × columns.
 
     `dot` (rows, columns) comes as x̂_i·y_j, −inf where the pair is excluded, and becomes the logits in place;
-    `vu` is v̂_i·u_j or None; `extra` takes what the gradient needs again: a for the policy "penalty", f for
-    "rectify". `statistics` are (6, N) float64 sums, starting at −inf and zeros; None leaves them out.
+    `vu` is v̂_i·u_j or None, of a shorter dtype where v is; `extra` takes what the gradient needs again: a for
+    the policy "penalty", f for "rectify". `statistics` are (6, N) float64 sums, starting at −inf and zeros;
+    None leaves them out. The tiles of a row block come in the order of their columns, the last with stop = M.
     """
 
     def forward(
@@ -89,8 +94,9 @@ class Epilogue(Protocol):
         extra: Tensor | None,
         row_side: Side,
         column_side: Side | None,
+        out: Tensor,
     ) -> None:
-        """Turn logits into A."""
+        """Write A into `out`: the logits' own buffer, or one of the features' shorter dtype."""
 
 
 class Prepared:
@@ -100,7 +106,7 @@ class Prepared:
         self.problem = problem
         self.dtype = arithmetic_dtype(problem.x)
         self.n, self.m = problem.x.shape[0], problem.y.shape[0]
-        self.scale = float(problem.logit_scale)
+        self.scale = problem.logit_scale.reshape(()).to(self.dtype)
         self.inverse_x = self._inverse_norms(problem.x) if problem.normalize else None
         self.inverse_y = (
             self._inverse_norms(problem.y)
@@ -122,6 +128,9 @@ class Prepared:
             )
 
     def _norms(self, matrix: Tensor) -> Tensor:
+        if matrix.is_cuda:  # reads shorter dtypes without a copy
+            norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=self.dtype)
+            return norms
         blocks = [block.to(self.dtype).norm(dim=1) for block in torch.split(matrix, ROW_BLOCK)]
         return torch.cat(blocks)
 
@@ -140,10 +149,13 @@ class Prepared:
         columns = torch.full((self.m,), self.n, device=self.targets.device)
         if exclude is not None and exclude.shape[1]:
             ordered = exclude.sort(dim=1).values
-            counted = ordered >= 0
+            counted = (ordered >= 0) & (ordered < self.m)
             counted[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
             rows = rows - counted.sum(dim=1)
-            columns = columns - torch.bincount(ordered[counted], minlength=self.m)
+            gone = torch.zeros_like(columns).scatter_add_(
+                0, ordered.clamp(0, self.m - 1).reshape(-1), counted.reshape(-1).long()
+            )
+            columns = columns - gone
         return rows, columns
 
 
@@ -165,7 +177,7 @@ class TileDriver:
     Args:
         problem: the checked arguments.
         make_epilogue: makes the arithmetic from the prepared vectors.
-        workspace_mb: bound on the logits' buffers.
+        workspace_mb: bound on the logits' buffers; 64 on the CPU and 1,024 on a GPU when left out.
     """
 
     def __init__(
@@ -178,20 +190,39 @@ class TileDriver:
         self.prepared = Prepared(problem)
         self.live = self.prepared.live_counts()
         self.epilogue = make_epilogue(self.prepared)
-        prepared = self.prepared
-        itemsize = torch.finfo(prepared.dtype).bits // 8
-        budget = (workspace_mb or WORKSPACE_MB) * 2**20 // itemsize
-        self.tile = min(COLUMN_TILE, prepared.m)
-        strips = 2 if prepared.keeps_extra else 1
-        widths = problem.x.shape[1] * 2 + (0 if problem.v is None else problem.v.shape[1])
-        fixed = self.tile * (problem.x.shape[1] + (0 if problem.u is None else problem.u.shape[1]))
-        self.strip_rows = min(
-            ROW_BLOCK, prepared.n, (budget - fixed) // (strips * prepared.m + self.tile + widths)
-        )
-        thin = min(THINNEST_STRIP, prepared.n)
-        self.fits_strips = not problem.symmetric and self.strip_rows >= thin
-        rows = min(ROW_BLOCK, prepared.n, (budget - fixed) // ((strips + 1) * self.tile + widths))
-        self.block_rows = max(1, rows)
+        self.block_rows, self.strip_rows, self.tile = self._sizes(workspace_mb)
+
+    @property
+    def fits_strips(self) -> bool:
+        """Whether the gradient is made in the forward pass."""
+        # ∂y in float32 is read and written once a strip: 8·D/rows bytes a pair, 8 as long as rows ≥ D
+        thin = self.problem.x.shape[1] if self.problem.x.is_cuda else THINNEST_STRIP
+        return not self.problem.symmetric and self.strip_rows >= min(thin, self.prepared.n)
+
+    def _sizes(self, workspace_mb: int | None) -> tuple[int, int, int]:
+        """Rows of a block of the two passes, rows of a strip, columns of a tile."""
+        problem, prepared = self.problem, self.prepared
+        gpu = problem.x.is_cuda
+        budget = (workspace_mb or (GPU_WORKSPACE_MB if gpu else WORKSPACE_MB)) * 2**20
+        most_rows = GPU_ROW_BLOCK if gpu else ROW_BLOCK
+        tile = min(GPU_COLUMN_TILE if gpu else COLUMN_TILE, prepared.m)
+        dtype = product_dtype(problem.x)
+        long, short = (t.itemsize for t in (prepared.dtype, dtype))
+        per_row = problem.x.shape[1] * (long + short)  # gx and x̂
+        per_pair = 0 if dtype == prepared.dtype else short  # A of a tile, if not in the logits' place
+        fixed = problem.x.shape[1] * short
+        if problem.v is not None:
+            of_v = product_dtype(problem.v).itemsize
+            per_row, per_pair = per_row + problem.v.shape[1] * of_v, per_pair + of_v
+            fixed += problem.v.shape[1] * of_v
+        kept = 2 * long if prepared.keeps_extra else long  # logits, and a or f
+        budget -= fixed * tile
+
+        def rows(width: int) -> int:
+            fitting = min(most_rows, prepared.n, budget // (kept * width + per_pair * tile + per_row))
+            return 0 if fitting < 1 else math.ceil(prepared.n / math.ceil(prepared.n / fitting))
+
+        return max(1, rows(tile)), rows(prepared.m), tile
 
     def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
         """Compute the losses; with `weights` w_i = ∂result/∂loss_i, (N,), also the gradients asked for."""
@@ -199,12 +230,12 @@ class TileDriver:
         result = Result(*self._empty_statistics())
         if wants_gradient and self.fits_strips:
             assert weights is not None
-            gradient = GradientSums(self, need_dx, need_dy)
+            gradient = GradientSums(self, weights, need_dx, need_dy, need_ds)
             blocks = Blocks(self, self.strip_rows, self.prepared.m)
             for rows in self._row_blocks(self.strip_rows):
-                self._strip(rows, weights, result, blocks, gradient)
+                self._strip(rows, result, blocks, gradient)
             result.losses = self._losses(result)
-            result.dx, result.dy, result.ds = gradient.finish(need_ds)
+            result.dx, result.dy, result.ds = gradient.finish()
             return result
         blocks = Blocks(self, self.block_rows, self.tile)
         for rows in self._row_blocks(self.block_rows):
@@ -232,35 +263,71 @@ class TileDriver:
         need_ds: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of Σ w_i·loss_i from the sums of an earlier run, computing the logits again."""
-        gradient = GradientSums(self, need_dx, need_dy)
-        row_side, column_side = self._sides(weights, row_statistics, column_statistics)
+        gradient = GradientSums(self, weights, need_dx, need_dy, need_ds)
+        row_side, column_side = self._sides(gradient.weights, row_statistics, column_statistics)
         blocks = Blocks(self, self.block_rows, self.tile)
         for rows in self._row_blocks(self.block_rows):
             unit_x = blocks.take_rows(rows)
             gradient.take_rows(rows, unit_x)
             for columns in self._column_tiles():
                 logits, extra = blocks.logits(columns, None)
-                self.epilogue.gradient(rows, columns, logits, extra, row_side, column_side)
-                gradient.add(columns, logits, blocks.y_tile(columns))
+                a = blocks.a_tile(logits)
+                self.epilogue.gradient(rows, columns, logits, extra, row_side, column_side, a)
+                gradient.add(columns, a, blocks.y_tile(columns))
             gradient.finish_rows()
-        return gradient.finish(need_ds)
+        return gradient.finish()
 
-    def _strip(
-        self, rows: slice, weights: Tensor, result: Result, blocks: Blocks, gradient: GradientSums
-    ) -> None:
+    def _strip(self, rows: slice, result: Result, blocks: Blocks, gradient: GradientSums) -> None:
         gradient.take_rows(rows, blocks.take_rows(rows))
         for columns in self._column_tiles():
             blocks.logits(columns, result.row_statistics)
-        side, _ = self._sides(weights, result.row_statistics, None)
+        side, _ = self._sides(gradient.weights, result.row_statistics, None)
+        at_once = blocks.takes_y_as_it_is and blocks.writes_a_in_place
         for columns in self._column_tiles():
             logits, extra = blocks.tile(columns)
-            self.epilogue.gradient(rows, columns, logits, extra, side, None)
-            if not blocks.takes_y_as_it_is:
-                gradient.add(columns, logits, blocks.y_tile(columns))
-        if blocks.takes_y_as_it_is:
+            a = blocks.a_tile(logits)
+            self.epilogue.gradient(rows, columns, logits, extra, side, None, a)
+            if not at_once:
+                gradient.add(columns, a, blocks.y_tile(columns))
+        if at_once:
             everything = slice(0, self.prepared.m)
             gradient.add(everything, blocks.tile(everything)[0], self.problem.y.detach())
         gradient.finish_rows()
+
+    def project(
+        self,
+        features: Tensor,
+        inverse: Tensor | None,
+        gradient: Tensor,
+        scale: Tensor,
+        out: Tensor | None,
+        *,
+        divide: bool,
+    ) -> Tensor:
+        """Write scale·(g − x̂⟨x̂, g⟩), times 1/|x| with `divide`, into `out`; return ⟨x̂, g⟩, (rows,).
+
+        `features` are x, `inverse` is 1/|x|; None takes the features as they are, without the projection.
+        `out` may be `gradient`, whose values are not kept.
+        """
+        along = gradient.new_empty(len(features))
+        size = GPU_PROJECTION_ROWS if features.is_cuda else ROW_BLOCK
+        for start in range(0, len(features), size):
+            rows = slice(start, start + size)
+            g = gradient[rows]
+            unit = features[rows].to(g.dtype)
+            if inverse is not None:
+                unit = unit * inverse[rows, None]
+            torch.sum(unit * g, dim=1, out=along[rows])
+            if out is None:
+                continue
+            if inverse is not None:
+                g.sub_(unit.mul_(along[rows, None]))
+                if divide:
+                    g.mul_(inverse[rows, None])
+            g.mul_(scale)
+            if out is not gradient:
+                out[rows] = g
+        return along
 
     def _empty_statistics(self) -> tuple[Tensor, Tensor, Tensor | None]:
         device = self.problem.x.device
@@ -321,27 +388,28 @@ class TileDriver:
 
 
 class Blocks:
-    """The buffers of one row block: x̂, v̂, logits of `width` columns, the dissimilarity's product."""
+    """The buffers of one row block: x̂, v̂, logits of `width` columns, the dissimilarity's product, A."""
 
     def __init__(self, driver: TileDriver, rows: int, width: int) -> None:
         self.driver, self.width = driver, width
-        problem, prepared = driver.problem, driver.prepared
+        problem, prepared, tile = driver.problem, driver.prepared, driver.tile
         self.y, self.u = problem.y.detach(), problem.u
 
-        def buffer(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=prepared.dtype, device=problem.x.device)
+        def buffer(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(rows, columns, dtype=dtype, device=problem.x.device)
 
-        self._logits = buffer(rows, width)
-        self._extra = buffer(rows, width) if prepared.keeps_extra else None
-        self._vu = None if self.u is None else buffer(rows, driver.tile)
-        self._unit_x = buffer(rows, problem.x.shape[1])
-        self._unit_v = None if problem.v is None else buffer(rows, problem.v.shape[1])
-        self._y_tile = None if _multiplies(self.y, prepared.dtype) else buffer(driver.tile, self.y.shape[1])
-        self._u_tile = (
-            None
-            if self.u is None or _multiplies(self.u, prepared.dtype)
-            else buffer(driver.tile, self.u.shape[1])
-        )
+        dtype = product_dtype(problem.x)
+        self._logits = buffer(rows, width, prepared.dtype)
+        self._extra = buffer(rows, width, prepared.dtype) if prepared.keeps_extra else None
+        self._a = None if dtype == prepared.dtype else buffer(rows, tile, dtype)
+        self._unit_x = buffer(rows, problem.x.shape[1], dtype)
+        self._y_tile = None if _multiplies(self.y, dtype) else buffer(tile, self.y.shape[1], dtype)
+        self._vu = self._unit_v = self._u_tile = None
+        if problem.v is not None and self.u is not None:
+            of_v = product_dtype(problem.v)
+            self._vu = buffer(rows, tile, of_v)
+            self._unit_v = buffer(rows, problem.v.shape[1], of_v)
+            self._u_tile = None if _multiplies(self.u, of_v) else buffer(tile, self.u.shape[1], of_v)
         self.rows = slice(0, 0)
 
     @property
@@ -349,16 +417,23 @@ class Blocks:
         """Whether y enters the products without a cast or a copy."""
         return self._y_tile is None
 
+    @property
+    def writes_a_in_place(self) -> bool:
+        """Whether A takes the logits' place."""
+        return self._a is None
+
     def take_rows(self, rows: slice) -> Tensor:
         """Load x̂ and v̂ of a row block; return x̂."""
         problem, prepared = self.driver.problem, self.driver.prepared
         self.rows, size = rows, rows.stop - rows.start
-        unit_x = self._unit_x[:size].copy_(problem.x.detach()[rows])
-        if prepared.inverse_x is not None:
-            unit_x.mul_(prepared.inverse_x[rows, None])
-        if self._unit_v is not None and problem.v is not None and prepared.inverse_v is not None:
-            self._unit_v[:size].copy_(problem.v[rows]).mul_(prepared.inverse_v[rows, None])
+        unit_x = _scaled_rows(problem.x.detach()[rows], prepared.inverse_x, rows, self._unit_x[:size])
+        if self._unit_v is not None and problem.v is not None:
+            _scaled_rows(problem.v[rows], prepared.inverse_v, rows, self._unit_v[:size])
         return unit_x
+
+    def a_tile(self, logits: Tensor) -> Tensor:
+        """Where A of a tile of logits goes."""
+        return logits if self._a is None else self._a[: logits.shape[0], : logits.shape[1]]
 
     def y_tile(self, columns: slice) -> Tensor:
         """y of a column tile, ready for the products."""
@@ -374,7 +449,7 @@ class Blocks:
         """Compute the logits of a column tile; returns them and a or f."""
         rows, size = self.rows, self.rows.stop - self.rows.start
         dot, extra = self.tile(columns)
-        torch.mm(self._unit_x[:size], self.y_tile(columns).T, out=dot)
+        _product(self._unit_x[:size], self.y_tile(columns).T, dot)
         vu = None
         if self.u is not None and self._vu is not None and self._unit_v is not None:
             vu = self._vu[:size, : columns.stop - columns.start]
@@ -382,23 +457,34 @@ class Blocks:
         exclude = self.driver.problem.exclude
         if exclude is not None:
             block = exclude[rows]
-            row, k = ((block >= columns.start) & (block < columns.stop)).nonzero(as_tuple=True)
-            dot[row, block[row, k] - columns.start] = -math.inf
+            here = (block >= columns.start) & (block < columns.stop)
+            dead = torch.where(here, -math.inf, math.inf).to(dot.dtype)
+            last = columns.stop - columns.start - 1
+            dot.scatter_reduce_(1, (block - columns.start).clamp(0, last), dead, "amin")
         self.driver.epilogue.forward(rows, columns, dot, vu, extra, statistics)
         return dot, extra
 
 
 class GradientSums:
-    """gx of the current row block, gy of the whole gallery and the gradients made of them."""
+    """gx of the current row block, gy of the whole gallery and the gradients made of them.
 
-    def __init__(self, driver: TileDriver, need_dx: bool, need_dy: bool) -> None:
+    `weights` are the rows' w_i times a gain that keeps A within float16's range; 1 for other dtypes.
+    """
+
+    def __init__(
+        self, driver: TileDriver, weights: Tensor, need_dx: bool, need_dy: bool, need_ds: bool
+    ) -> None:
         self.driver = driver
         problem, prepared = driver.problem, driver.prepared
         x, y = problem.x, problem.y
         self.dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else None
         # summed in float32 and cast only at the end where the features are shorter
         self.gy = torch.zeros(y.shape, dtype=prepared.dtype, device=y.device) if need_dy else None
-        self.ds = torch.zeros((), dtype=torch.float64, device=x.device)
+        self.ds = torch.zeros((), dtype=torch.float64, device=x.device) if need_ds else None
+        self.weights, self._gain = weights, None
+        if product_dtype(x) == torch.float16:
+            self._gain = _float16_gain(weights, prepared.inverse_y)
+            self.weights = weights * self._gain
         self._gx = torch.empty(0)
         self._unit_x = torch.empty(0)
         self.rows = slice(0, 0)
@@ -407,40 +493,88 @@ class GradientSums:
         """Start a row block."""
         self.rows, self._unit_x = rows, unit_x
         if self._gx.shape != unit_x.shape:
-            self._gx = torch.empty_like(unit_x)
+            self._gx = torch.empty_like(unit_x, dtype=self.driver.prepared.dtype)
         self._gx.zero_()
 
     def add(self, columns: slice, a: Tensor, y: Tensor) -> None:
         """Add the products of a tile of A."""
-        self._gx.addmm_(a, y)
+        if self.dx is not None or self.ds is not None:
+            _add_product(a, y, self._gx)
         if self.gy is not None:
-            self.gy[columns].addmm_(a.T, self._unit_x)
+            _add_product(a.T, self._unit_x, self.gy[columns])
 
     def finish_rows(self) -> None:
         """Turn gx of the row block into ∂x and ∂s."""
-        problem, prepared = self.driver.problem, self.driver.prepared
-        along = (self._unit_x * self._gx).sum(dim=1, keepdim=True)
-        self.ds += along.sum(dtype=torch.float64)
-        if self.dx is not None:
-            if prepared.inverse_x is not None:
-                self._gx.sub_(self._unit_x * along).mul_(prepared.inverse_x[self.rows, None])
-            self.dx[self.rows] = self._gx.mul_(prepared.scale).to(problem.x.dtype)
+        driver, rows = self.driver, self.rows
+        inverse_x = driver.prepared.inverse_x
+        if self.dx is not None or self.ds is not None:
+            along = driver.project(
+                driver.problem.x.detach()[rows],
+                None if inverse_x is None else inverse_x[rows],
+                self._gx,
+                self._scale(),
+                None if self.dx is None else self.dx[rows],
+                divide=True,
+            )
+            if self.ds is not None:
+                self.ds += along.sum(dtype=torch.float64)
 
-    def finish(self, need_ds: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Turn gy into ∂y, block by block; return ∂x, ∂y and ∂s."""
+    def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Turn gy into ∂y; return ∂x, ∂y and ∂s."""
         problem, prepared = self.driver.problem, self.driver.prepared
-        dy = self.gy
+        dy = None
         if self.gy is not None:
-            for start in range(0, prepared.m, ROW_BLOCK):
-                block = slice(start, start + ROW_BLOCK)
-                gy = self.gy[block]
-                if problem.normalize:
-                    unit_y = problem.y.detach()[block].to(prepared.dtype) * prepared.inverse_y[block, None]
-                    gy.sub_(unit_y.mul_((unit_y * gy).sum(dim=1, keepdim=True)))
-                gy.mul_(prepared.scale)
-            dy = self.gy.to(problem.y.dtype)
-        scale = problem.logit_scale
-        return self.dx, dy, self.ds.to(scale.dtype).reshape(scale.shape) if need_ds else None
+            dy = (
+                self.gy
+                if self.gy.dtype == problem.y.dtype
+                else torch.empty_like(self.gy, dtype=problem.y.dtype)
+            )
+            inverse_y = prepared.inverse_y if problem.normalize else None
+            self.driver.project(problem.y.detach(), inverse_y, self.gy, self._scale(), dy, divide=False)
+        ds = self.ds
+        if ds is not None:
+            scale = problem.logit_scale
+            ds = (ds if self._gain is None else ds / self._gain).to(scale.dtype).reshape(scale.shape)
+        return self.dx, dy, ds
+
+    def _scale(self) -> Tensor:
+        scale = self.driver.prepared.scale
+        return scale if self._gain is None else scale / self._gain
+
+
+def product_dtype(matrix: Tensor) -> torch.dtype:
+    """Return the dtype `matrix` is multiplied in: its own on a GPU, the arithmetic's on the CPU."""
+    return matrix.dtype if matrix.is_cuda else arithmetic_dtype(matrix)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a·b, summed in float32 where `out` is longer than the factors."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda:
+        torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
+    else:  # no BLAS for this on the CPU
+        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+def _add_product(a: Tensor, b: Tensor, total: Tensor) -> None:
+    """total += a·b, summed in float32 where `total` is longer than the factors."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
+    else:  # no BLAS for this on the CPU
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
+def _float16_gain(weights: Tensor, inverse_y: Tensor) -> Tensor:
+    """Return what A is multiplied by in float16, whose smallest number is 6e-8.
+
+    |g·a| ≤ 8·w (penalty: a ≤ e²), so that a gallery entry may be eight times shorter than the mean before its
+    A is cut at 65504. The mean of the lengths, not their smallest, since one entry may be all zeros.
+    """
+    largest = weights.abs().amax().clamp(min=torch.finfo(weights.dtype).tiny)
+    return 1024 / (inverse_y.reciprocal().mean().reciprocal() * largest)
 
 
 def _multiplies(matrix: Tensor, dtype: torch.dtype) -> bool:
@@ -452,3 +586,12 @@ def _ready(matrix: Tensor, buffer: Tensor | None, columns: slice) -> Tensor:
     if buffer is None:
         return matrix[columns]
     return buffer[: columns.stop - columns.start].copy_(matrix[columns])
+
+
+def _scaled_rows(matrix: Tensor, factor: Tensor | None, rows: slice, out: Tensor) -> Tensor:
+    """Rows times their factor, rounded once."""
+    if factor is None:
+        return out.copy_(matrix)
+    if out.dtype == factor.dtype:
+        return out.copy_(matrix).mul_(factor[rows, None])
+    return out.copy_(matrix * factor[rows, None])

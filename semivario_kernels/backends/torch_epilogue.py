@@ -12,6 +12,8 @@ from semivario_kernels.policy import PairTerms, pair_terms
 
 Tensor = torch.Tensor
 
+FLOAT16_MAX = torch.finfo(torch.float16).max
+
 
 class TorchEpilogue:
     """A dozen passes over a tile that stays in the cache."""
@@ -69,8 +71,9 @@ class TorchEpilogue:
         extra: Tensor | None,
         row_side: Side,
         column_side: Side | None,
+        out: Tensor,
     ) -> None:
-        """Turn logits into A."""
+        """Write A into `out`."""
         kind = self.problem.policy.kind
         dead = None if self.problem.exclude is None else logits == -math.inf
         mass = (
@@ -86,7 +89,10 @@ class TorchEpilogue:
             g.masked_fill_(dead, 0)
         if kind == "penalty" and extra is not None:
             g.mul_(extra)
-        torch.mul(g, self.prepared.inverse_y[columns], out=logits)
+        g.mul_(self.prepared.inverse_y[columns])
+        if out.dtype == torch.float16:
+            g.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
+        out.copy_(g)
 
     def _pair_terms(
         self, rows: slice, columns: slice, cos: Tensor, vu: Tensor | None, positive: Tensor

@@ -359,7 +359,8 @@ def test_gradient(kind: str, shape: tuple[int, int], both_sides: bool, isa: str)
     extra = None if case.extra is None else Surrounded(torch.where(alive, case.extra, 0).float())
     epilogue = NativeEpilogue(case.prepared)
     for i, j in tiles(n, m, 50, 600):
-        epilogue.gradient(i, j, logits.view[i, j], None if extra is None else extra.view[i, j], rows, columns)
+        tile = logits.view[i, j]
+        epilogue.gradient(i, j, tile, None if extra is None else extra.view[i, j], rows, columns, tile)
     assert logits.is_surrounded()
     assert (logits.view[~alive] == 0).all()
     torch.testing.assert_close(logits.view.double(), expected, rtol=2e-6, atol=1e-6)
@@ -392,7 +393,7 @@ def test_results_depend_neither_on_the_run_nor_on_the_threads(kind: str):
             whole = slice(0, 130), slice(0, 1003)
             epilogue.column_statistics(*whole, got.logits, got.extra, columns)
             gradient = got.logits.clone()
-            epilogue.gradient(*whole, gradient, got.extra, sides, None)
+            epilogue.gradient(*whole, gradient, got.extra, sides, None, gradient)
             results.append((got.logits, got.statistics, columns, gradient))
     finally:
         torch.set_num_threads(before)
@@ -421,7 +422,7 @@ def test_refuses_what_it_cannot_serve():
         epilogue.forward(*whole, case.dot, None, None, None)
     sides = make_side(4, torch.zeros(4), 1)
     with pytest.raises(ValueError, match=r"extra: this policy wants"):
-        epilogue.gradient(*whole, case.dot, None, sides, None)
+        epilogue.gradient(*whole, case.dot, None, sides, None, case.dot)
     case.prepared.problem.variogram = VariogramModel(("gaussian",) * 17, 0.0, (1.0,) * 17, (9.0,) * 17)
     with pytest.raises(ValueError, match="structures: wanted at most 16, got 17"):
         NativeEpilogue(case.prepared)
