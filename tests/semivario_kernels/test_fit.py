@@ -127,6 +127,78 @@ def test_a_range_beyond_the_data_is_reported():
     assert "upper bound" in fit.note
 
 
+@pytest.mark.parametrize("nugget", [True, False])
+@pytest.mark.parametrize("kind", ["stable", "exponential", "spherical", "nested"])
+def test_no_sill_above_the_largest_dissimilarity(kind, nugget):
+    """A straight line would be fitted best by a sill without end; 1 − cos ends at 2."""
+    line = 0.3 * nugget + 1.2 * LAGS_KM / LAGS_KM.max()
+    fit = fit_variogram(empirical_of(line), kind, weights="equal", nugget=nugget)
+    assert fit.model.sill == pytest.approx(2.0, abs=0.01)
+    assert fit.model.sill <= 2 + 1e-9
+    assert not fit.resolvable
+    assert "sill 2 at its upper bound" in fit.note
+    # within that bound it still follows the data
+    np.testing.assert_allclose(fit.model(LAGS_KM), line, atol=0.2)
+
+
+@pytest.mark.parametrize("bins", [7, 10])
+def test_few_noisy_bins_do_not_make_a_range(bins):
+    """Three more parameters than a flat model has explain much of seven numbers, whatever they are."""
+    lags = np.geomspace(0.5, 10000, bins)
+    found = 0
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 0.002, bins)
+        fit = fit_variogram(empirical_of(0.9 + noise, lags, np.full(bins, 1000)), "exponential")
+        assert fit.resolvable or "adjusted R²" in fit.note or "bound" in fit.note
+        found += fit.resolvable
+    assert found <= 5
+
+
+def test_weights_by_standard_error_trust_the_bins_that_are_known():
+    """Half of the bins are wrong and say so; all hold many pairs."""
+    truth = VariogramModel("exponential", 0.1, 0.7, 500.0)
+    wrong = np.arange(25) % 2 == 1
+    empirical = empirical_of(truth(LAGS_KM) + 0.2 * wrong, counts=np.full(25, 1000))
+    empirical.stderr[:] = np.where(wrong, 10.0, 0.01)
+    by_stderr = fit_variogram(empirical, "exponential", weights="stderr").model
+    assert by_stderr.nugget == pytest.approx(0.1, abs=1e-3)
+    assert by_stderr.len_scale_km == pytest.approx(500, rel=1e-2)
+    assert fit_variogram(empirical, "exponential").model.nugget > 0.15
+    empirical.stderr[wrong] = np.nan  # an unknown error: left out
+    assert fit_variogram(empirical, "exponential", weights="stderr").model.nugget == pytest.approx(
+        0.1, abs=1e-6
+    )
+
+
+def test_a_superfluous_structure_is_named():
+    truth = VariogramModel("exponential", 0.1, 0.7, 500.0)
+    noise = np.random.default_rng(1).normal(0, 0.003, 25)
+    fit = fit_variogram(empirical_of(truth(LAGS_KM) + noise), "nested")
+    assert fit.resolvable
+    assert "the exponential structure of" in fit.note
+    assert "is superfluous" in fit.note
+    np.testing.assert_allclose(fit.model(LAGS_KM), truth(LAGS_KM), atol=0.01)
+
+
+def test_a_refit_of_other_values():
+    truth = VariogramModel("exponential", 0.1, 0.7, 500.0)
+    fit = fit_variogram(empirical_of(truth(LAGS_KM)), "exponential")
+    other = VariogramModel("exponential", 0.15, 0.6, 600.0)
+    again = fit.refit(other(LAGS_KM))
+    np.testing.assert_allclose(again.parameters, other.parameters, rtol=1e-4)
+    holes = np.where(np.arange(25) % 5 == 0, np.nan, other(LAGS_KM))
+    np.testing.assert_allclose(fit.refit(holes).parameters, other.parameters, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"gamma: wanted shape \(25,\), got \(3,\)"):
+        fit.refit(np.ones(3))
+
+
+def test_a_semivariogram_beyond_two_is_not_one_of_cosines():
+    truth = VariogramModel("exponential", 1.0, 7.0, 500.0)  # of a plain variable, in its own unit
+    np.testing.assert_allclose(
+        fit_variogram(empirical_of(truth(LAGS_KM)), "exponential").model.sill, 8.0, rtol=1e-3
+    )
+
+
 def test_kinds_invalid_on_the_sphere_warn():
     truth = VariogramModel("gaussian", 0.1, 0.7, 900.0)
     with pytest.warns(UserWarning, match="gaussian is no valid covariance in great-circle distance"):
@@ -143,11 +215,14 @@ def test_kinds_invalid_on_the_sphere_warn():
     [
         ({"empirical": LAGS_KM}, "empirical: wanted an EmpiricalVariogram, got ndarray"),
         ({"kind": "linear"}, "kind: wanted one of stable, .* got 'linear'"),
+        ({"kind": ("stable", 3)}, "kind: wanted one of stable, .* got 3"),
+        ({"kind": None}, "kind: wanted one of stable, .* got None"),
+        ({"kind": ()}, "kind: wanted at least one structure"),
         ({"metric": "plane"}, "metric: wanted 'arc' or 'chord', got 'plane'"),
-        ({"weights": "inv"}, "weights: wanted 'cressie', 'counts' or 'equal', got 'inv'"),
+        ({"weights": "inv"}, "weights: wanted 'cressie', 'counts', 'equal' or 'stderr', got 'inv'"),
         (
             {"empirical": empirical_of([0.1, 0.2, 0.3], LAGS_KM[:3])},
-            "empirical: a stable model has 4 parameters; wanted as many filled bins .* got 3 at lags",
+            "empirical: a stable model has 4 parameters; wanted more filled bins than that, .* got 3 at lags",
         ),
     ],
 )
