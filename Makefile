@@ -9,7 +9,7 @@ ENVIRONMENT := $(CACHE)/environment-$(KEY)
 VENV_READY := .venv/ready-$(KEY)
 RUN := .venv/bin/python -m
 
-.PHONY: demo test lint bench gpu sanitize lock clean
+.PHONY: demo test lint bench aot gpu sanitize lock clean
 
 demo: $(VENV_READY)
 	$(RUN) geoclip demo
@@ -24,6 +24,10 @@ lint: $(VENV_READY)
 
 bench: $(VENV_READY)
 	$(RUN) benchmarks
+
+# every Triton kernel that ships, compiled for sm_80, sm_90 and sm_100; needs no GPU
+aot: $(VENV_READY)
+	$(RUN) benchmarks.aot
 
 # on a machine with a GPU: uses the Python that is there, needs no network and no .venv
 gpu:

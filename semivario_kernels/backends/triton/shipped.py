@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 CAPABILITIES = (80, 90, 100)
@@ -34,3 +36,10 @@ class ShippedKernel:
     capability: int
     label: str
     attrs: Mapping[tuple[int, ...], Any] = field(default_factory=dict)
+
+
+def shipped_kernels() -> Iterator[ShippedKernel]:
+    """Every configuration of every kernel of this package, module by module."""
+    package = import_module(__package__ or "")
+    for module in sorted(info.name for info in iter_modules(package.__path__)):
+        yield from getattr(import_module(f"{__package__}.{module}"), "shipped", lambda: ())()
