@@ -1,1 +1,70 @@
-"""Kernels in Triton for NVIDIA GPUs."""
+"""Kernels in Triton for NVIDIA GPUs: fused epilogues between the vendor's matrix products.
+
+Nothing here imports Triton before a loss runs. Triton's interpreter (TRITON_INTERPRET=1) serves the CPU, for
+tests. float64 inputs go through torch's arithmetic: the kernels are float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+from semivario_kernels.backends.binned_tiles import binned_sums
+from semivario_kernels.backends.tile_driver import TileDriver
+from semivario_kernels.backends.tiled_matrices import pairwise_haversine
+from semivario_kernels.backends.torch_epilogue import TorchEpilogue
+from semivario_kernels.backends.triton.pair_options import interprets
+
+if TYPE_CHECKING:
+    from semivario_kernels.problem import InfoNCEProblem
+
+__all__ = [
+    "binned_sums",
+    "cosine_dissimilarity",
+    "driver",
+    "pairwise_haversine",
+    "topk_gallery",
+    "unavailable",
+]
+
+OLDEST_CAPABILITY = (8, 0)
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Say why this backend cannot serve `device`; None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cpu" and interprets():
+        return None
+    if device.type != "cuda":
+        return f"runs on GPUs, not on {device.type}"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+        return "wants compute capability 8.0 or newer"
+    return None
+
+
+def cosine_dissimilarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(N, M) of 1 − cos from (N, E) and (M, E)."""
+    from semivario_kernels.backends.triton import dissimilarity
+
+    return dissimilarity.cosine_dissimilarity(x, y)
+
+
+def topk_gallery(x: torch.Tensor, y: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest ⟨x_i, y_j⟩ of every row and their indices, (N, k) each, equal values by index."""
+    from semivario_kernels.backends.triton import topk
+
+    return topk.topk_gallery(x, y, k)
+
+
+def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:
+    """The walk over the tiles of one loss."""
+    if problem.x.dtype == torch.float64:
+        return TileDriver(problem, TorchEpilogue, workspace_mb)
+    from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver
+
+    return TritonTileDriver(problem, workspace_mb)

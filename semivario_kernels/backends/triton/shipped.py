@@ -8,7 +8,13 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from semivario_kernels.backends.triton.pair_options import PairOptions
+from semivario_kernels.policy import POLICY_KINDS, READS_DISSIMILARITY, READS_NOTHING
+from semivario_kernels.variogram import KINDS
+
 CAPABILITIES = (80, 90, 100)
+DTYPES = ("bf16", "fp16", "fp32")
+ALIGNED = ("tt.divisibility", 16)  # Triton's word for pointers and strides that allow vector loads
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,65 @@ class ShippedKernel:
     capability: int
     label: str
     attrs: Mapping[tuple[int, ...], Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        function: Any,
+        types: Mapping[str, str],
+        constexprs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        capability: int,
+        label: str,
+    ) -> ShippedKernel:
+        """Make the signature from the types by name; pointers and strides are aligned, as in the launches."""
+        names = function.arg_names
+        return cls(
+            name,
+            function,
+            {argument: "constexpr" if argument in constexprs else types[argument] for argument in names},
+            constexprs,
+            options,
+            capability,
+            label,
+            {
+                (place,): [list(ALIGNED)]
+                for place, argument in enumerate(names)
+                if argument not in constexprs and (types[argument].startswith("*") or "stride" in argument)
+            },
+        )
+
+
+def shipped_pair_options() -> Iterator[PairOptions]:
+    """Every policy, kind, metric and source of d at least once; not their product."""
+    for policy in POLICY_KINDS:
+        if policy in READS_DISSIMILARITY:
+            yield PairOptions(policy, ("stable",), source="embeddings")
+        else:
+            yield PairOptions(policy)
+    for kind in KINDS[1:]:
+        yield PairOptions("semivariogram", (kind,), source="embeddings")
+    yield PairOptions("threshold", ("stable", "spherical"), chord=True, source="embeddings")
+    yield PairOptions("explained", ("exponential",), source="features")
+
+
+def pair_types(options: PairOptions) -> tuple[dict[str, str], dict[str, None]]:
+    """Types of the arguments of the pair arithmetic, and those that are left out."""
+    types = {"scale": "*fp32", "inverse_y": "*fp32", "targets": "*i64", "parameters": "*fp32"}
+    positions = {"p": "*fp32", "q": "*fp32", "q_stride": "i32"}
+    embeddings = {"image_v": "*fp32", "inverse_u": "*fp32"}
+    absent: dict[str, None] = {}
+    for group, present in (
+        (positions, options.policy not in READS_NOTHING),
+        (embeddings, options.source == "embeddings"),
+    ):
+        if present:
+            types |= group
+        else:
+            absent |= dict.fromkeys(name for name, kind in group.items() if kind.startswith("*"))
+            types |= {name: kind for name, kind in group.items() if not kind.startswith("*")}
+    return types, absent
 
 
 def shipped_kernels() -> Iterator[ShippedKernel]:
