@@ -103,10 +103,10 @@ def strip_forward(
     s = tl.load(scale)
     px, py, pz = 0.0, 0.0, 0.0
     if POLICY != "none":
-        place = p + row_offset * 3
-        px = tl.load(place, mask=row_mask[:, None], other=0.0)
-        py = tl.load(place + 1, mask=row_mask[:, None], other=0.0)
-        pz = tl.load(place + 2, mask=row_mask[:, None], other=0.0)
+        position = p + row_offset * 3
+        px = tl.load(position, mask=row_mask[:, None], other=0.0)
+        py = tl.load(position + 1, mask=row_mask[:, None], other=0.0)
+        pz = tl.load(position + 2, mask=row_mask[:, None], other=0.0)
     if SOURCE == "embeddings":
         no_image = tl.load(image_v + row, mask=row_mask, other=0.0)[:, None] == 0.0
     if STATISTICS:
