@@ -6,14 +6,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <map>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "cpu/tile_kernels.h"
+#include "loss_arguments.h"
 
 namespace py = pybind11;
 
@@ -26,65 +25,6 @@ using Index = std::int64_t;
 template <typename T>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
-}
-
-const std::map<std::string, PolicyKind> POLICY_KINDS = {
-    {"none", PolicyKind::none},           {"semivariogram", PolicyKind::semivariogram},
-    {"explained", PolicyKind::explained}, {"threshold", PolicyKind::threshold},
-    {"rectify", PolicyKind::rectify},     {"penalty", PolicyKind::penalty},
-    {"distance", PolicyKind::distance},   {"distance_linear", PolicyKind::distance_linear},
-};
-
-const std::map<std::string, VariogramKind> VARIOGRAM_KINDS = {
-    {"stable", VariogramKind::stable},       {"exponential", VariogramKind::exponential},
-    {"gaussian", VariogramKind::gaussian},   {"spherical", VariogramKind::spherical},
-    {"matern32", VariogramKind::matern32},
-};
-
-template <typename Kind>
-Kind find_kind(const std::map<std::string, Kind>& kinds, const std::string& argument, const std::string& name) {
-    const auto found = kinds.find(name);
-    if (found != kinds.end()) return found->second;
-    std::string names;
-    for (const auto& entry : kinds) names += (names.empty() ? "" : ", ") + entry.first;
-    throw py::value_error(argument + ": wanted one of " + names + ", got '" + name + "'");
-}
-
-float rounded_down(double x) {
-    const float nearest = static_cast<float>(x);
-    return static_cast<double>(nearest) > x ? std::nextafter(nearest, -INFINITY) : nearest;
-}
-
-Policy make_policy(const std::map<std::string, double>& values, double sill) {
-    const auto value = [&values](const char* name) {
-        const auto found = values.find(name);
-        if (found == values.end()) throw py::value_error(std::string("policy: wanted a value for '") + name + "'");
-        return found->second;
-    };
-    const auto inverse = [](double x) { return static_cast<float>(x > 0 ? 1 / x : 0); };
-    return {static_cast<float>(value("hard")),     static_cast<float>(value("false")),
-            static_cast<float>(value("tolerance")), static_cast<float>(value("mass")),
-            rounded_down(value("range_km")),        static_cast<float>(value("strength")),
-            inverse(value("scale_km")),             static_cast<float>(value("weight")),
-            inverse(sill)};
-}
-
-using StructureTuple = std::tuple<std::string, double, double, double>;  // kind, share, len_scale_km, alpha
-
-Variogram make_variogram(const std::vector<StructureTuple>& structures, double nugget, double psill) {
-    if (structures.size() > MAX_STRUCTURES) {
-        throw py::value_error("structures: wanted at most " + std::to_string(MAX_STRUCTURES) + ", got " +
-                              std::to_string(structures.size()));
-    }
-    Variogram variogram{};
-    variogram.nugget = static_cast<float>(nugget);
-    variogram.psill = static_cast<float>(psill);
-    for (const auto& [kind, share, len_scale_km, alpha] : structures) {
-        variogram.structures[variogram.count++] = {find_kind(VARIOGRAM_KINDS, "structures", kind),
-                                                   static_cast<float>(share), static_cast<float>(1 / len_scale_km),
-                                                   static_cast<float>(alpha)};
-    }
-    return variogram;
 }
 
 // Positions with one array per coordinate, as the SIMD loops over columns read them.
@@ -112,19 +52,8 @@ class Epilogue {
              double scale, bool features, int threads, Address p, Address q, Index gallery, Address inverse_y,
              Address image_v, Address inverse_u, Address targets)
         : kernels_(choose_kernels()), q_(at<const float>(q), gallery) {
-        if (metric != "arc" && metric != "chord") {
-            throw py::value_error("metric: wanted 'arc' or 'chord', got '" + metric + "'");
-        }
-        const PolicyKind kind = find_kind(POLICY_KINDS, "policy_kind", policy_kind);
-        if (reads_dissimilarity(kind) && structures.empty()) {
-            throw py::value_error("structures: policy '" + policy_kind + "' wants a variogram, got none");
-        }
-        if (kind != PolicyKind::none && (p == 0 || q == 0)) {
-            throw py::value_error("p, q: policy '" + policy_kind + "' wants positions, got none");
-        }
-        if (reads_dissimilarity(kind) && !features && (image_v == 0 || inverse_u == 0)) {
-            throw py::value_error("image_v, inverse_u: policy '" + policy_kind + "' wants embeddings, got none");
-        }
+        const PolicyKind kind = checked_policy_kind(policy_kind, metric, !structures.empty(), p != 0 && q != 0,
+                                                    features || (image_v != 0 && inverse_u != 0));
         constants_ = {kind,
                       make_policy(policy, nugget + psill),
                       make_variogram(structures, nugget, psill),

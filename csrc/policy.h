@@ -28,12 +28,12 @@ struct PairTerms {
     float a, b, f;
 };
 
-constexpr bool reads_dissimilarity(PolicyKind kind) {
+SEMIVARIO_HD constexpr bool reads_dissimilarity(PolicyKind kind) {
     return kind == PolicyKind::semivariogram || kind == PolicyKind::explained || kind == PolicyKind::threshold ||
            kind == PolicyKind::rectify || kind == PolicyKind::penalty;
 }
 
-constexpr bool reads_arc(PolicyKind kind) {
+SEMIVARIO_HD constexpr bool reads_arc(PolicyKind kind) {
     return kind == PolicyKind::threshold || kind == PolicyKind::penalty || kind == PolicyKind::distance ||
            kind == PolicyKind::distance_linear;
 }

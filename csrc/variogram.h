@@ -40,23 +40,27 @@ SEMIVARIO_HD float kind_correlation(float z, float alpha) {
     }
 }
 
-SEMIVARIO_HD float structure_correlation(const Structure& s, float lag) {
-    const float z = lag * s.inverse_len_scale;
-    switch (s.kind) {
-        case VariogramKind::stable: return kind_correlation<VariogramKind::stable>(z, s.alpha);
-        case VariogramKind::exponential: return kind_correlation<VariogramKind::exponential>(z, s.alpha);
-        case VariogramKind::gaussian: return kind_correlation<VariogramKind::gaussian>(z, s.alpha);
-        case VariogramKind::spherical: return kind_correlation<VariogramKind::spherical>(z, s.alpha);
-        default: return kind_correlation<VariogramKind::matern32>(z, s.alpha);
+template <VariogramKind kind, int n>
+SEMIVARIO_HD void add_structure(const Structure& structure, const float (&lag)[n], float (&rho)[n]) {
+    for (int k = 0; k < n; ++k) {
+        rho[k] += structure.share * kind_correlation<kind>(lag[k] * structure.inverse_len_scale, structure.alpha);
     }
 }
 
-SEMIVARIO_HD float correlation(const Variogram& variogram, float lag) {
-    float rho = 0.0f;
-    for (int k = 0; k < variogram.count; ++k) {
-        rho += variogram.structures[k].share * structure_correlation(variogram.structures[k], lag);
+// ρ of n lags: the kind is looked up once for all of them.
+template <int n>
+SEMIVARIO_HD void correlation(const Variogram& variogram, const float (&lag)[n], float (&rho)[n]) {
+    for (int k = 0; k < n; ++k) rho[k] = 0.0f;
+    for (int i = 0; i < variogram.count; ++i) {
+        const Structure& structure = variogram.structures[i];
+        switch (structure.kind) {
+            case VariogramKind::stable: add_structure<VariogramKind::stable>(structure, lag, rho); break;
+            case VariogramKind::exponential: add_structure<VariogramKind::exponential>(structure, lag, rho); break;
+            case VariogramKind::gaussian: add_structure<VariogramKind::gaussian>(structure, lag, rho); break;
+            case VariogramKind::spherical: add_structure<VariogramKind::spherical>(structure, lag, rho); break;
+            case VariogramKind::matern32: add_structure<VariogramKind::matern32>(structure, lag, rho); break;
+        }
     }
-    return rho;
 }
 
 SEMIVARIO_HD float semivariance(float nugget, float psill, float rho) { return nugget + psill * (1.0f - rho); }

@@ -38,7 +38,6 @@ constexpr int ROWS_AT_ONCE = 8;      // share the chunk's part of the gallery
 constexpr int COLUMNS_AT_ONCE = 128; // of the columns' sums
 constexpr int ROWS_PER_FLUSH = 64;   // float32 partial sums of the columns
 constexpr std::int64_t WORTH_THREADS = 16384;  // pairs; fewer cost less than waking the threads
-constexpr float DEAD = -INFINITY;
 
 using In = const float* SEMIVARIO_RESTRICT;
 using Out = float* SEMIVARIO_RESTRICT;
@@ -334,22 +333,6 @@ void column_statistics(const LossConstants& loss, Tile tile, Matrix<const float>
         const float positive = logits.row(i)[target];
         if (positive != DEAD) statistics.row(POSITIVE_LOGIT)[tile.first_column + target] = static_cast<double>(positive);
     }
-}
-
-// What the policy left in `extra` for the gradient.
-enum class Extra { none, factor, soft };
-
-struct SideValues {
-    float log_sum_exp, weight, hard, smooth;
-};
-
-SEMIVARIO_HD SideValues side_at(const Side& side, std::int64_t i) {
-    return {side.log_sum_exp[i], side.weight[i], side.hard[i], side.smooth[i]};
-}
-
-// w·(exp(l − lse) − T)
-SEMIVARIO_HD float side_gradient(SideValues side, float l, float mass) {
-    return side.weight * (exp_f(l - side.log_sum_exp) - (side.hard * mass + side.smooth));
 }
 
 template <Extra kept, bool both_sides>

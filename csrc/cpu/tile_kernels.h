@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../policy.h"
+#include "../tile.h"
 #include "../variogram.h"
 
 namespace semivario {
@@ -24,26 +25,6 @@ struct LossConstants {
     const float* inverse_u;      // (M,) 1 / |u_j|, 0 where the entry has no image
     const std::int64_t* targets; // (N,)
 };
-
-struct Tile {
-    std::int64_t first_row, rows, first_column, columns;
-};
-
-// A matrix with contiguous columns; null where there is none.
-template <typename T>
-struct Matrix {
-    T* data;
-    std::int64_t stride;
-    T* row(std::int64_t i) const { return data == nullptr ? nullptr : data + i * stride; }
-};
-
-// What the gradient reads of every row or column: T = hard·(1[positive] + f) + smooth.
-struct Side {
-    const float *log_sum_exp, *weight, *hard, *smooth;
-};
-
-// Rows of `statistics`
-enum Statistic { TOP, SUM_EXP, SUM_LOGITS, SUM_SOFT, SUM_SOFT_LOGITS, POSITIVE_LOGIT };
 
 struct Kernels {
     const char* name;

@@ -1,4 +1,4 @@
-"""Matrix products by torch's BLAS, everything after them in one pass of compiled SIMD code, on the CPU.
+"""Matrix products by torch's BLAS, all after them in one pass of compiled code, on the CPU and on CUDA.
 
 float64 inputs go through torch's arithmetic: the compiled one is float32.
 """
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from semivario_kernels.backends import tiled_matrices
+from semivario_kernels.backends import cuda_epilogue, native_epilogue, tiled_matrices
 from semivario_kernels.backends.binned_tiles import binned_sums
-from semivario_kernels.backends.native_epilogue import NativeEpilogue, haversine_km, unavailable_reason
+from semivario_kernels.backends.cuda_epilogue import CudaEpilogue
+from semivario_kernels.backends.cuda_ranking import topk_gallery
+from semivario_kernels.backends.native_epilogue import NativeEpilogue
 from semivario_kernels.backends.tile_driver import Epilogue, Prepared, TileDriver
-from semivario_kernels.backends.tiled_matrices import cosine_dissimilarity, topk_gallery
+from semivario_kernels.backends.tiled_matrices import cosine_dissimilarity
 from semivario_kernels.backends.torch_epilogue import TorchEpilogue
 
 if TYPE_CHECKING:
@@ -31,21 +33,27 @@ __all__ = [
 
 def unavailable(device: torch.device) -> str | None:
     """Say why this backend cannot serve `device`; None where it can."""
+    if device.type == "cuda":
+        reason: str | None = cuda_epilogue.unavailable_reason(device)
+        return reason
     if device.type != "cpu":
-        return f"compiled for the CPU only, not for {device.type}"
-    reason: str | None = unavailable_reason()
+        return f"compiled for the CPU and for CUDA, not for {device.type}"
+    reason = native_epilogue.unavailable_reason()
     return reason
 
 
 def _epilogue(prepared: Prepared) -> Epilogue:
-    return NativeEpilogue(prepared) if prepared.dtype == torch.float32 else TorchEpilogue(prepared)
+    if prepared.dtype != torch.float32:
+        return TorchEpilogue(prepared)
+    return CudaEpilogue(prepared) if prepared.targets.is_cuda else NativeEpilogue(prepared)
 
 
 def pairwise_haversine(p: torch.Tensor, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(N, M) km in `dtype` from float64 unit vectors (N, 3) and (M, 3)."""
     if dtype != torch.float32:
         return tiled_matrices.pairwise_haversine(p, q, dtype)
-    out = torch.empty(p.shape[0], q.shape[0])
+    out = torch.empty(p.shape[0], q.shape[0], device=p.device)
+    haversine_km = cuda_epilogue.haversine_km if p.is_cuda else native_epilogue.haversine_km
     haversine_km(p.float(), q.float(), out)
     return out
 

@@ -1,4 +1,4 @@
-"""The CPU kernels of `csrc/`, with the interface of `tile_driver.Epilogue`: tensors in, addresses on."""
+"""The CPU kernels of `csrc/cpu/`, with the interface of `tile_driver.Epilogue`: tensors in, addresses on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
 
 Tensor = torch.Tensor
+CPU = torch.device("cpu")
 NOTHING = (0, 0)  # address and stride of what is left out
 POLICY_VALUES = ("hard", "false", "tolerance", "mass", "range_km", "strength", "scale_km", "weight")
 
@@ -48,35 +49,48 @@ class NativeEpilogue:
         problem = prepared.problem
         if prepared.dtype != torch.float32:
             raise ValueError(f"x: the compiled kernels want float32 arithmetic, got {prepared.dtype}")
-        self._n, self._m = prepared.n, prepared.m
+        self._n, self._m, self._device = prepared.n, prepared.m, prepared.targets.device
         # these own the memory that the extension borrows
-        self._kept = (
-            prepared.p,
-            prepared.q,
-            prepared.inverse_y,
-            prepared.inverse_v,
-            prepared.inverse_u,
-            prepared.targets,
-        )
-        p, q, inverse_y, inverse_v, inverse_u, targets = (
-            _address(tensor, torch.int64 if tensor is prepared.targets else torch.float32)
-            for tensor in self._kept
-        )
-        self._epilogue = _native.Epilogue(
+        self._kept = {
+            "p": prepared.p,
+            "q": prepared.q,
+            "inverse_y": prepared.inverse_y,
+            "image_v": prepared.inverse_v,
+            "inverse_u": prepared.inverse_u,
+            "targets": prepared.targets,
+        }
+        self._epilogue = self._make(
+            prepared,
             policy_kind=problem.policy.kind,
             policy={name: getattr(problem.policy, name) for name in POLICY_VALUES},
             **_variogram(problem),
-            scale=float(prepared.scale),
             features=problem.policy.reads_dissimilarity and prepared.inverse_u is None,
-            threads=torch.get_num_threads(),
-            p=p,
-            q=q,
-            gallery=prepared.m,
-            inverse_y=inverse_y,
-            image_v=inverse_v,
-            inverse_u=inverse_u,
-            targets=targets,
         )
+
+    def _make(self, prepared: Prepared, **arguments: Any) -> Any:
+        """Make the extension's object from the loss's `arguments` and the device's own."""
+        return _native.Epilogue(
+            **arguments,
+            **self._kept_addresses(),
+            scale=float(prepared.scale),
+            gallery=self._m,
+            threads=torch.get_num_threads(),
+        )
+
+    def _kept_addresses(self) -> dict[str, int]:
+        return {
+            name: address(tensor, torch.int64 if name == "targets" else torch.float32, self._device)
+            for name, tensor in self._kept.items()
+        }
+
+    def _matrix(
+        self,
+        name: str,
+        tensor: Tensor | None,
+        shape: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[int, int]:
+        return matrix(name, tensor, shape, dtype, self._device)
 
     def forward(
         self,
@@ -90,11 +104,11 @@ class NativeEpilogue:
         """Turn `dot` into logits and add to the rows' sums."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         self._epilogue.forward(
-            *_place(rows, columns),
-            *_matrix("dot", dot, shape),
-            *_matrix("vu", vu, shape),
-            *_matrix("extra", extra, shape),
-            *_matrix("statistics", statistics, (STATISTICS, self._n), torch.float64),
+            *place(rows, columns),
+            *self._matrix("dot", dot, shape),
+            *self._matrix("vu", vu, shape),
+            *self._matrix("extra", extra, shape),
+            *self._matrix("statistics", statistics, (STATISTICS, self._n), torch.float64),
         )
 
     def column_statistics(
@@ -103,10 +117,10 @@ class NativeEpilogue:
         """Add a tile of logits to the columns' sums."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         self._epilogue.column_statistics(
-            *_place(rows, columns),
-            *_matrix("logits", logits, shape),
-            *_matrix("soft", soft, shape),
-            *_matrix("statistics", statistics, (STATISTICS, self._m), torch.float64),
+            *place(rows, columns),
+            *self._matrix("logits", logits, shape),
+            *self._matrix("soft", soft, shape),
+            *self._matrix("statistics", statistics, (STATISTICS, self._m), torch.float64),
         )
 
     def gradient(
@@ -123,21 +137,36 @@ class NativeEpilogue:
         assert out is logits
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         self._epilogue.gradient(
-            *_place(rows, columns),
-            *_matrix("logits", logits, shape),
-            *_matrix("extra", extra, shape),
-            _side(row_side, self._n),
-            (0, 0, 0, 0) if column_side is None else _side(column_side, self._m),
+            *place(rows, columns),
+            *self._matrix("logits", logits, shape),
+            *self._matrix("extra", extra, shape),
+            self._side(row_side, self._n),
+            (0, 0, 0, 0) if column_side is None else self._side(column_side, self._m),
+        )
+
+    def _side(self, side: Side, length: int) -> tuple[int, int, int, int]:
+        for tensor in (side.log_sum_exp, side.weight, side.hard, side.smooth):
+            assert tensor.shape == (length,)
+        return (
+            address(side.log_sum_exp, torch.float32, self._device),
+            address(side.weight, torch.float32, self._device),
+            address(side.hard, torch.float32, self._device),
+            address(side.smooth, torch.float32, self._device),
         )
 
 
 def haversine_km(p: Tensor, q: Tensor, out: Tensor) -> None:
     """Write the distances in km of float32 unit vectors (n, 3) and (m, 3) into `out` (n, m), float32."""
     p, q = p.contiguous(), q.contiguous()
-    address, stride = _matrix("out", out, (len(p), len(q)))
-    threads = torch.get_num_threads()
+    out_address, stride = matrix("out", out, (len(p), len(q)), torch.float32, CPU)
     _native.haversine(
-        _address(p, torch.float32), len(p), _address(q, torch.float32), len(q), address, stride, threads
+        address(p, torch.float32, CPU),
+        len(p),
+        address(q, torch.float32, CPU),
+        len(q),
+        out_address,
+        stride,
+        torch.get_num_threads(),
     )
 
 
@@ -157,41 +186,36 @@ def _variogram(problem: InfoNCEProblem) -> dict[str, Any]:
     }
 
 
-def _address(tensor: Tensor | None, dtype: torch.dtype) -> int:
+def address(tensor: Tensor | None, dtype: torch.dtype, device: torch.device) -> int:
+    """Address of a contiguous tensor; 0 for None."""
     if tensor is None:
         return 0
     assert tensor.dtype == dtype
-    assert tensor.device.type == "cpu"
+    assert tensor.device == device
     assert tensor.is_contiguous()
     return tensor.data_ptr()
 
 
-def _matrix(
-    name: str, matrix: Tensor | None, shape: tuple[int, int], dtype: torch.dtype = torch.float32
+def matrix(
+    name: str, tensor: Tensor | None, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[int, int]:
-    """Address and row stride of a matrix with contiguous columns."""
-    if matrix is None:
+    """Address and row stride of a matrix with contiguous columns; (0, 0) for None.
+
+    Raises:
+        ValueError: another shape, dtype or device, or columns that are not contiguous.
+    """
+    if tensor is None:
         return NOTHING
-    contiguous = matrix.stride(1) == 1 or shape[1] == 1
-    if matrix.shape != shape or matrix.dtype != dtype or matrix.device.type != "cpu" or not contiguous:
+    contiguous = tensor.stride(1) == 1 or shape[1] == 1
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not contiguous:
         raise ValueError(
-            f"{name}: wanted {dtype} of shape {shape} on the CPU with contiguous columns, "
-            f"got {matrix.dtype} of shape {tuple(matrix.shape)}, strides {matrix.stride()}, "
-            f"on {matrix.device}"
+            f"{name}: wanted {dtype} of shape {shape} on {device} with contiguous columns, "
+            f"got {tensor.dtype} of shape {tuple(tensor.shape)}, strides {tensor.stride()}, "
+            f"on {tensor.device}"
         )
-    return matrix.data_ptr(), matrix.stride(0)
+    return tensor.data_ptr(), tensor.stride(0)
 
 
-def _place(rows: slice, columns: slice) -> tuple[int, int, int, int]:
+def place(rows: slice, columns: slice) -> tuple[int, int, int, int]:
+    """First row, rows, first column, columns."""
     return rows.start, rows.stop - rows.start, columns.start, columns.stop - columns.start
-
-
-def _side(side: Side, length: int) -> tuple[int, int, int, int]:
-    for tensor in (side.log_sum_exp, side.weight, side.hard, side.smooth):
-        assert tensor.shape == (length,)
-    return (
-        _address(side.log_sum_exp, torch.float32),
-        _address(side.weight, torch.float32),
-        _address(side.hard, torch.float32),
-        _address(side.smooth, torch.float32),
-    )

@@ -1,19 +1,19 @@
 """The C++ headers value by value against float64: a million pairs per instruction set."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from native_isa import RUNNABLE, SKIP
+from native_isa import BUILDS, SKIP, make_epilogue, pair_distances, select
 from places import SPECIAL_PLACES, random_latlon
 
 from semivario_kernels import NegativePolicy, VariogramModel
-from semivario_kernels.backends import native_epilogue
 from semivario_kernels.geometry import EARTH_RADIUS_KM, unit_vectors
 from semivario_kernels.policy import PairTerms
 
-pytestmark = [SKIP, pytest.mark.parametrize("isa", RUNNABLE)]
+pytestmark = [SKIP, pytest.mark.parametrize("isa", BUILDS)]
 
 PAIRS = 2**20
 KINDS = [("stable", 0.25), ("stable", 0.45), ("stable", 1.0), ("stable", 2.0)] + [
@@ -35,7 +35,7 @@ POLICIES = [
 
 @pytest.fixture(autouse=True)
 def instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEMIVARIO_ISA", isa)
+    select(isa, monkeypatch)
 
 
 def addresses(*tensors: torch.Tensor) -> list[int]:
@@ -59,34 +59,29 @@ def float32_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     return unit_vectors(a).float().contiguous(), unit_vectors(b).float().contiguous()
 
 
-def make_epilogue(policy: NegativePolicy, model: VariogramModel) -> object:
-    dummy = torch.zeros(3)
-    return native_epilogue._native.Epilogue(
-        policy_kind=policy.kind,
-        policy={name: getattr(policy, name) for name in native_epilogue.POLICY_VALUES},
-        structures=[
-            (kind, psill / model.total_psill, scale, alpha) for kind, psill, scale, alpha in model.structures
-        ],
-        nugget=model.nugget,
-        psill=model.total_psill,
-        metric=model.metric,
-        scale=1.0,
-        features=True,
-        threads=1,
-        p=dummy.data_ptr(),
-        q=dummy.data_ptr(),
-        gallery=1,
-        inverse_y=0,
-        image_v=0,
-        inverse_u=0,
-        targets=0,
+def make_terms(policy: NegativePolicy, model: VariogramModel) -> object:
+    place = torch.eye(3)[:1]
+    return make_epilogue(
+        SimpleNamespace(
+            problem=SimpleNamespace(policy=policy, variogram=model),
+            n=1,
+            m=1,
+            dtype=torch.float32,
+            scale=torch.tensor(1.0),
+            p=place,
+            q=place,
+            inverse_y=None,
+            inverse_v=None,
+            inverse_u=None,
+            targets=torch.zeros(1, dtype=torch.int64),
+        )
     )
 
 
 def native_terms(policy: NegativePolicy, model: VariogramModel, h: torch.Tensor, d: torch.Tensor):
     """(ρ, γ, a, b, f) of pairs from float32 h (which is the lag as well) and d."""
     out = torch.full((5, len(h)), torch.nan)
-    make_epilogue(policy, model).terms(len(h), *addresses(h, h, d), *addresses(*out))
+    make_terms(policy, model)._epilogue.terms(len(h), *addresses(h, h, d), *addresses(*out))
     return out.double()
 
 
@@ -102,7 +97,7 @@ def lags_and_dissimilarities() -> tuple[torch.Tensor, torch.Tensor]:
 def test_distances_lie_within_a_metre_or_a_millionth():
     p, q = float32_pairs()
     h, chord = torch.full((PAIRS,), torch.nan), torch.full((PAIRS,), torch.nan)
-    native_epilogue._native.pair_distances(PAIRS, *addresses(p, q, h, chord))
+    pair_distances(p, q, h, chord)
     near = (p.double() - q.double()).norm(dim=1)
     far = (p.double() + q.double()).norm(dim=1)
     expected = 2 * EARTH_RADIUS_KM * torch.atan2(near, far)
@@ -177,9 +172,3 @@ def test_nan_comes_out_as_nan():
     assert rho.isnan().tolist() == gamma.isnan().tolist() == [True, False]
     assert b.isnan().all()
     assert native_terms(NegativePolicy.distance(1.0, 10.0), model, h, d)[3].isnan().tolist() == [True, False]
-
-
-def test_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SEMIVARIO_ISA", "sse9")
-    with pytest.raises(ValueError, match=r"SEMIVARIO_ISA: wanted one of .*baseline.*got 'sse9'"):
-        make_epilogue(NegativePolicy.none(), VariogramModel("stable", 0.1, 0.7, 250.0))

@@ -1,0 +1,78 @@
+"""csrc/cuda/ compiled for the CPU: the kernels' own source, run by the stand-in for CUDA in cuda_on_host/.
+
+Built once per state of the sources, into the cache of test builds.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = Path(__file__).parent / "cuda_on_host"
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semivario-kernels"
+
+
+def key_of(*parts: str) -> str:
+    """Hash of the kernels' sources, the stand-in and `parts`."""
+    digest = hashlib.sha256(repr(parts).encode())
+    for path in sorted([*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*"), *STAND_IN.glob("*")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def unavailable_reason() -> str | None:
+    return None if shutil.which(compiler()) else f"no C++ compiler: {compiler()}"
+
+
+@cache
+def host_module() -> ModuleType:
+    """The extension `_native_cuda` whose kernels run on the CPU, on CPU tensors."""
+    folder = CACHE / f"cuda-on-host-{key_of(compiler(), *FLAGS, sysconfig.get_config_var('SOABI'))}"
+    library = folder / "_native_cuda.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _build(folder, library)
+    spec = importlib.util.spec_from_file_location("_native_cuda", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _build(folder: Path, library: Path) -> None:
+    includes = [f"-I{path}" for path in (STAND_IN, pybind11.get_include(), sysconfig.get_paths()["include"])]
+    compilations = []
+    for source in [*ROOT.glob("csrc/cuda/*.cu"), ROOT / "csrc/cuda/bindings.cpp"]:
+        output = folder / f"{source.stem}.o"
+        command = [compiler(), *FLAGS, *includes, "-x", "c++", "-c", str(source), "-o", str(output)]
+        compilations.append((output, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
+    for output, compilation in compilations:
+        errors = compilation.communicate()[1]
+        assert compilation.returncode == 0, f"{output.stem}:\n{errors}"
+    partial = library.with_suffix(".partial")
+    subprocess.run([compiler(), "-shared", "-o", partial, *(o for o, _ in compilations)], check=True)
+    partial.rename(library)
