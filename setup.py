@@ -1,22 +1,33 @@
-"""Builds csrc/ into semivario_kernels/_native; everything that is static stands in pyproject.toml.
+"""Builds csrc/ into semivario_kernels/_native and _native_cuda; what is static stands in pyproject.toml.
 
-The kernels are compiled once per instruction set and the best one is chosen at run time, so that a wheel runs
-on every processor of its architecture. The extension is linked neither to torch nor to an OpenMP library:
-torch loads its own, whose threads ours share. Without a compiler the build warns and goes on; the package
-then runs on torch alone.
+_native, for the CPU: the kernels are compiled once per instruction set and the best one is chosen at run
+time, so that a wheel runs on every processor of its architecture. The extension is linked neither to torch
+nor to an OpenMP library: torch loads its own, whose threads ours share. Without a compiler the build warns
+and goes on; the package then runs on torch alone.
 
-Environment: SEMIVARIO_NATIVE=1 makes a failing build an error, =0 leaves the extension out;
-SEMIVARIO_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
+_native_cuda, for NVIDIA GPUs: nvcc compiles for Ampere, Hopper and Blackwell, and PTX for all others. CUDA's
+run-time library is linked statically and looks for a driver when it is first called, so that a wheel also
+runs where there is no GPU. Wheels hold it where nvcc is found; a development install only on demand, since it
+takes nvcc about a minute of processor time.
+
+Environment: SEMIVARIO_NATIVE=1 makes a failing build of _native an error, =0 leaves it out; SEMIVARIO_CUDA
+alike for _native_cuda; SEMIVARIO_SANITIZE=1 builds _native with AddressSanitizer and
+UndefinedBehaviorSanitizer.
 """
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp"]
 KERNELS = "csrc/cpu/tile_kernels.cpp"  # compiled once per instruction set
@@ -28,6 +39,13 @@ X86_LEVELS = {
         "-mprefer-vector-width=512",
     ],
 }
+CUDA_NAME = "semivario_kernels._native_cuda"
+CUDA_ARCHITECTURES = ("80", "90", "100")
+CUDA_FLAGS = [
+    *("-std=c++17", "-O3"),
+    # divisions and roots may be wrong in their last bit; denormals count as 0
+    *("-ftz=true", "-prec-div=false", "-prec-sqrt=false"),
+]
 SANITIZE = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
@@ -37,11 +55,51 @@ SANITIZE = [
 
 
 class BuildNative(build_ext):
-    """`build_ext` that compiles the kernels once per instruction set."""
+    """`build_ext` that compiles the kernels once per instruction set, and the GPU's by nvcc."""
+
+    def finalize_options(self) -> None:
+        """Leave the GPU's extension out of a development install that does not ask for it."""
+        super().finalize_options()
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        if in_place and os.environ.get("SEMIVARIO_CUDA") != "1":
+            self.extensions = [ext for ext in self.extensions or [] if ext.name != CUDA_NAME]
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link one extension."""
         self.announce(f"building {ext.name}", level=2)
+        if ext.name == CUDA_NAME:
+            self.build_cuda(ext)
+        else:
+            self.build_native(ext)
+
+    def build_cuda(self, ext: Extension) -> None:
+        """Compile the kernels and the binding by nvcc, which also knows where its own libraries are."""
+        folder, nvcc = Path(self.build_temp, "cuda"), find_nvcc()
+        if nvcc is None:
+            raise CompileError("nvcc: not found on PATH or under CUDA_HOME")
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = [*CUDA_FLAGS, *architecture_flags(nvcc), *(f"-I{path}" for path in ext.include_dirs)]
+        host = (
+            ["/EHsc", "/MD"]
+            if sys.platform == "win32"
+            else ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        )
+        flags += [f"-Xcompiler={flag}" for flag in host]
+
+        def compile_source(source: str) -> str:
+            target = str(folder / (Path(source).stem + (".obj" if sys.platform == "win32" else ".o")))
+            nvcc_run([nvcc, *flags, "-c", source, "-o", target])
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_source, ext.sources))
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        python = [f"-L{path}" for path in self.library_dirs] if sys.platform == "win32" else []
+        nvcc_run([nvcc, "-shared", "-cudart=static", *python, *objects, "-o", str(library)])
+
+    def build_native(self, ext: Extension) -> None:
+        """Compile and link the CPU's extension."""
         microsoft = self.compiler.compiler_type == "msvc"
         levels = {"baseline": []}
         # the other platforms' compilers may build for several architectures at once
@@ -73,28 +131,68 @@ class BuildNative(build_ext):
         super().build_extension(ext)
 
 
+def find_nvcc() -> str | None:
+    """Path of nvcc, on PATH or below CUDA_HOME."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc") or (shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None)
+
+
+def architecture_flags(nvcc: str) -> list[str]:
+    """Machine code for the architectures this nvcc knows, and PTX from which the driver makes any other."""
+    known = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    built = [number for number in CUDA_ARCHITECTURES if f"compute_{number}" in known]
+    oldest = built[0]
+    return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in built] + [
+        f"-gencode=arch=compute_{oldest},code=compute_{oldest}"
+    ]
+
+
+def nvcc_run(command: list[str]) -> None:
+    """Run nvcc, or CompileError."""
+    if subprocess.run(command).returncode != 0:
+        raise CompileError(f"failed: {' '.join(command)}")
+
+
+def native_extension(include: str) -> Extension:
+    """The CPU's extension."""
+    return Extension(
+        "semivario_kernels._native",
+        SOURCES,
+        include_dirs=[include],
+        depends=[*glob("csrc/*.h"), *glob("csrc/cpu/*"), "setup.py"],
+        language="c++",
+        optional=os.environ.get("SEMIVARIO_NATIVE") != "1",
+    )
+
+
+def cuda_extension(include: str) -> Extension:
+    """The GPU's extension."""
+    return Extension(
+        CUDA_NAME,
+        [*sorted(glob("csrc/cuda/*.cu")), "csrc/cuda/bindings.cpp"],
+        include_dirs=[include, sysconfig.get_paths()["include"]],
+        depends=[*glob("csrc/*.h"), *glob("csrc/cuda/*.h"), "setup.py"],
+        language="c++",
+        optional=os.environ.get("SEMIVARIO_CUDA") != "1",
+    )
+
+
 def extensions() -> list[Extension]:
-    """The native extension, unless it is not wanted or cannot be declared."""
-    wanted = os.environ.get("SEMIVARIO_NATIVE", "")
-    if wanted == "0":
-        return []
+    """The extensions that are wanted and can be declared."""
+    native, cuda = os.environ.get("SEMIVARIO_NATIVE"), os.environ.get("SEMIVARIO_CUDA")
+    makers = [native_extension] if native != "0" else []
+    if cuda == "1" or (cuda != "0" and find_nvcc() is not None):
+        makers.append(cuda_extension)
     try:
         import pybind11
     except ImportError:
-        if wanted == "1":
+        if "1" in (native, cuda):
             raise
-        print("warning: pybind11 is missing; building without semivario_kernels._native", file=sys.stderr)
+        print("warning: pybind11 is missing; building without compiled kernels", file=sys.stderr)
         return []
-    return [
-        Extension(
-            "semivario_kernels._native",
-            SOURCES,
-            include_dirs=[pybind11.get_include()],
-            depends=[*glob("csrc/*.h"), *glob("csrc/cpu/*"), "setup.py"],
-            language="c++",
-            optional=wanted != "1",
-        )
-    ]
+    return [make(pybind11.get_include()) for make in makers]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})
