@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from semivario_kernels import EmpiricalVariogram, VariogramModel
 
@@ -17,11 +18,17 @@ CURVE = "#d9622b"
 MARKS = "#6f7a87"
 HALF_EARTH_KM = math.pi * 6371.0088
 
+Scale = Literal["log", "linear"]
+
 
 def plot_variogram(
-    empirical: EmpiricalVariogram | None, model: VariogramModel | None = None, ax: Axes | None = None
+    empirical: EmpiricalVariogram | None,
+    model: VariogramModel | None = None,
+    ax: Axes | None = None,
+    *,
+    scale: Scale = "log",
 ) -> Axes:
-    """Draw γ against distance on a logarithmic axis.
+    """Draw γ against distance.
 
     Empirical points grow with their number of pairs, which a strip of bars beneath the axes counts. The
     model is a curve with nugget, sill and the range (95 % of the way to the sill) marked.
@@ -30,6 +37,7 @@ def plot_variogram(
         empirical: what `binned_semivariance` returned; None draws the model alone.
         model: the fitted model; None draws the points alone.
         ax: matplotlib Axes to draw into; None makes a new pyplot figure.
+        scale: "log", which shows every lag, or "linear", which starts at 0 km and ends at four ranges.
 
     Returns:
         The Axes drawn into; the strip of counts is its child.
@@ -38,12 +46,9 @@ def plot_variogram(
         ImportError: matplotlib is not installed; names the extra that brings it.
         ValueError: neither an empirical variogram nor a model, or no bin holds a pair at a distance above 0.
     """
-    try:
-        from matplotlib.ticker import FuncFormatter, NullFormatter
-    except ImportError as error:
-        raise ImportError(
-            "matplotlib is not installed; it comes with: pip install 'semivario-kernels[variogram]'"
-        ) from error
+    import_matplotlib()
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     if empirical is None and model is None:
         raise ValueError("empirical, model: wanted at least one of them, got None for both")
     if ax is None:
@@ -52,12 +57,14 @@ def plot_variogram(
         ax = pyplot.subplots(figsize=(7, 5), layout="constrained")[1]
 
     first_km, last_km = _lag_limits(empirical, model)
-    ax.set_xscale("log")
-    ax.set_xlim(first_km, last_km)
+    if scale == "linear" and model is not None:
+        last_km = min(last_km, max(4 * model.range_km(), 2 * first_km))
+    ax.set_xscale(scale)
+    ax.set_xlim(first_km if scale == "log" else 0, last_km)
     top = 0.0
     lowest_axes = ax
     if model is not None:
-        _draw_model(ax, model, first_km, last_km)
+        _draw_model(ax, model, first_km, last_km, scale)
         top = float(model(last_km))
     if empirical is not None:
         filled = empirical.counts > 0
@@ -74,13 +81,34 @@ def plot_variogram(
             label="empirical",
         )
         top = max(top, float(gamma.max()))
-        lowest_axes = _draw_counts(ax, empirical, first_km)
+        lowest_axes = _draw_counts(ax, empirical, first_km if scale == "log" else 0.0)
     ax.set_ylim(0, 1.15 * top if top > 0 else 1)
     ax.set_ylabel("semivariogram γ")
     lowest_axes.set_xlabel("distance, km")
     lowest_axes.xaxis.set_major_formatter(FuncFormatter(lambda km, _: f"{km:,g}"))
     lowest_axes.xaxis.set_minor_formatter(NullFormatter())
     return ax
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib, naming the extra that brings it where it is missing."""
+    try:
+        import matplotlib.ticker  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "matplotlib is not installed; it comes with: pip install 'semivario-kernels[variogram]'"
+        ) from error
+
+
+def variogram_figure(empirical: EmpiricalVariogram, model: VariogramModel | None = None) -> Figure:
+    """Draw `plot_variogram` twice into a new figure: the lag on a logarithmic and on a linear axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.5, 5), layout="constrained")
+    scales: tuple[Scale, Scale] = ("log", "linear")
+    for ax, scale in zip(figure.subplots(1, 2), scales, strict=True):
+        plot_variogram(empirical, model, ax, scale=scale)
+    return figure
 
 
 def _lag_limits(empirical: EmpiricalVariogram | None, model: VariogramModel | None) -> tuple[float, float]:
@@ -97,8 +125,10 @@ def _lag_limits(empirical: EmpiricalVariogram | None, model: VariogramModel | No
     return float(first_km), float(edges[1:][drawn].max())
 
 
-def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float) -> None:
+def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float, scale: Scale) -> None:
     h_km = np.geomspace(first_km, last_km, 400)
+    if scale == "linear":
+        h_km = np.union1d(h_km, np.linspace(0, last_km, 401))
     ax.plot(h_km, model(h_km), color=CURVE, linewidth=2, zorder=2, label=f"fitted: {_kind(model)}")
     dashed: dict[str, Any] = {"color": MARKS, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
     text: dict[str, Any] = {"color": MARKS, "fontsize": "small"}
@@ -112,13 +142,14 @@ def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float
             x, level, f"{name} {level:.3f}", ha=side, va="bottom", transform=ax.get_yaxis_transform(), **text
         )
     range_km = model.range_km()
+    middle_km = math.sqrt(first_km * last_km) if scale == "log" else last_km / 2
     if first_km < range_km < last_km:
         ax.axvline(range_km, **dashed)
         ax.text(
             range_km,
             0.08,
             f" range {_km(range_km)} ",
-            ha="left" if range_km < math.sqrt(first_km * last_km) else "right",
+            ha="left" if range_km < middle_km else "right",
             transform=ax.get_xaxis_transform(),
             **text,
         )

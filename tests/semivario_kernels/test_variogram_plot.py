@@ -6,7 +6,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from semivario_kernels import EmpiricalVariogram, VariogramModel
-from semivario_kernels.variogram_plot import plot_variogram
+from semivario_kernels.variogram_plot import plot_variogram, variogram_figure
 
 MODEL = VariogramModel("stable", nugget=0.1, psill=0.8, len_scale_km=40.0, alpha=0.5)
 EDGES = np.array([0.0, 1.0, 10.0, 100.0, 1000.0, 10000.0])
@@ -110,3 +110,26 @@ def test_missing_matplotlib_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
     with pytest.raises(ImportError, match=r"pip install 'semivario-kernels\[variogram\]'"):
         plot_variogram(None, MODEL)
+
+
+def test_a_linear_axis_starts_at_zero_and_ends_at_four_ranges():
+    ax = plot_variogram(empirical(), MODEL, axes(), scale="linear")
+    assert ax.get_xscale() == "linear"
+    assert ax.get_xlim() == (0, 4 * MODEL.range_km())
+    curve = ax.lines[0]
+    h_km, gamma = curve.get_data()
+    assert h_km[0] == 0
+    assert np.diff(h_km).min() > 0
+    np.testing.assert_allclose(gamma, 0.1 + 0.8 * (1 - np.exp(-((h_km / 40) ** 0.5))), rtol=1e-12)
+    (strip,) = ax.child_axes
+    assert strip.patches[0].get_data().edges[0] == 0
+    (label,) = [text for text in ax.texts if "range" in text.get_text()]
+    assert label.get_ha() == "left"
+    assert plot_variogram(empirical(), None, axes(), scale="linear").get_xlim() == (0, 10_000)
+
+
+def test_the_figure_shows_both_axes(tmp_path):
+    figure = variogram_figure(empirical(), MODEL)
+    assert [ax.get_xscale() for ax in figure.axes] == ["log", "linear"]
+    figure.savefig(tmp_path / "both.png")
+    assert (tmp_path / "both.png").stat().st_size > 20_000
