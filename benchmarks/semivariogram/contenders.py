@@ -142,26 +142,24 @@ def rival_run(case: Case, field: Field) -> Run:
 def float64_bins(field: Field, edges_km: np.ndarray, *, rows: int = 256) -> Bins:
     """The oracle: all pairs i < j in float64, distances by the haversine formula, without any of our code."""
     v = torch.from_numpy(field.unit_vectors())
-    latitude, longitude = torch.deg2rad(field.latlon).unbind(1)
+    latitude, longitude = torch.deg2rad(field.latlon).T.contiguous()
     edges = torch.from_numpy(edges_km)
     bins = len(edges_km) - 1
-    counts = torch.zeros(bins, dtype=torch.int64)
-    sums = torch.zeros(bins, dtype=torch.float64)
+    # the first cell is for what lies below the first edge, the last for what lies beyond the last
+    counts = torch.zeros(bins + 2, dtype=torch.int64)
+    sums = torch.zeros(bins + 2, dtype=torch.float64)
     for start in range(0, len(v), rows):
-        block = slice(start, start + rows)
-        columns = slice(start + 1, None)
-        a = torch.sin((latitude[block, None] - latitude[None, columns]) / 2) ** 2
-        a += (
-            latitude[block, None].cos()
-            * latitude[None, columns].cos()
-            * torch.sin((longitude[block, None] - longitude[None, columns]) / 2) ** 2
-        )
-        h_km = 2 * EARTH_RADIUS_KM * torch.asin(a.clamp_(0, 1).sqrt_())
-        bin_of = torch.bucketize(h_km, edges, right=True).sub_(1)
-        # entry (r, c) is the pair of places start + r and start + 1 + c
-        kept = torch.ones_like(bin_of, dtype=torch.bool).triu_() & (bin_of >= 0) & (bin_of < bins)
-        d = (1 - v[block] @ v[columns].T)[kept]
-        counts += torch.bincount(bin_of[kept], minlength=bins)
-        sums += torch.bincount(bin_of[kept], weights=d, minlength=bins)
+        block, columns = slice(start, start + rows), slice(start + 1, None)
+        a = torch.sub(longitude[block, None], longitude[columns]).div_(2).sin_().square_()
+        a *= latitude[block, None].cos()
+        a *= latitude[columns].cos()
+        a += torch.sub(latitude[block, None], latitude[columns]).div_(2).sin_().square_()
+        h_km = a.clamp_(0, 1).sqrt_().asin_().mul_(2 * EARTH_RADIUS_KM)
+        # entry (r, c) is the pair of places start + r and start + 1 + c: below the diagonal it is no new one
+        cell = torch.bucketize(h_km, edges, right=True).triu_().flatten()
+        d = torch.mm(v[block], v[columns].T).neg_().add_(1).flatten()
+        counts += torch.bincount(cell, minlength=bins + 2)
+        sums += torch.bincount(cell, weights=d, minlength=bins + 2)
+    counts, sums = counts[1:-1], sums[1:-1]
     gamma = torch.where(counts > 0, sums / counts, torch.nan)
     return Bins(counts.numpy(), gamma.numpy())

@@ -67,7 +67,9 @@ def test_the_float64_oracle_is_the_reference(places) -> None:
         field.latlon[::7] = torch.tensor([90.0, 3.0])
         field.latlon[1::9] = field.latlon[4]
     edges_km = np.array([0.0, 10.0, 500.0, 505.0, 3_000.0, 12_000.0])
-    wanted = binned_semivariance(field.embeddings, field.latlon, edges_km=edges_km, backend="reference")
+    wanted = binned_semivariance(
+        field.embeddings.double(), field.latlon, edges_km=edges_km, backend="reference"
+    )
     got = float64_bins(field, edges_km, rows=64)
     np.testing.assert_array_equal(got.counts, wanted.counts)
     np.testing.assert_allclose(got.gamma, wanted.gamma, rtol=1e-10)
