@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ Sizes = Literal["quick", "default", "full"]
 NONE = NegativePolicy.none()
 SEMIVARIOGRAM = NegativePolicy.semivariogram(hard=5, false=5)
 PRODUCTS, NAIVE, COMPILED, OPEN_CLIP = "products", "naive", "naive compiled", "open_clip"
+FLOOR, DEFAULT_WORKSPACE = "floor", "default workspace"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Case:
         symmetric: rows and columns.
         dtype: of features and embeddings.
         rivals: whom to run beside the backends; the first is what all are checked against.
-        bars: the speed-up over a rival wanted of the default backend, or, against the products, the largest
-            multiple of their time.
+        workspace_mb: bound on the loss's workspace; None leaves the default.
+        bars: the speed-up over a rival wanted of the default backend, or, against the products or the floor,
+            the largest multiple of their time.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Case:
     symmetric: bool = False
     dtype: torch.dtype = torch.float32
     rivals: tuple[str, ...] = (NAIVE,)
+    workspace_mb: int | None = None
     bars: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -57,6 +60,12 @@ class Case:
         column sums first.
         """
         return 2 if self.backward and (self.symmetric or self.reduction == "none") else 1
+
+    @property
+    def floor_flops(self) -> int:
+        """FLOPs of the products with nothing made twice: 2(D+E) a pair, and 4D for the gradients."""
+        width = self.d + (self.e if self.policy.reads_dissimilarity else 0)
+        return self.n * self.m * (2 * width + (4 * self.d if self.backward else 0))
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class MemoryCase:
     policy: NegativePolicy = SEMIVARIOGRAM
     dtype: torch.dtype = torch.float32
     contender: str | None = None
+    workspace_mb: int | None = None
     bar_mib: float | None = None
 
 
@@ -97,26 +107,34 @@ CPU_MEMORY = [
     MemoryCase(4096, 8192, contender=NAIVE),
 ]
 
+BF16, F32 = torch.bfloat16, torch.float32
 CUDA = [
-    Case("forward-16k", 4096, 16384, backward=False),
-    Case("forward-131k", 4096, 131072, backward=False),
-    Case("mean-16k", 4096, 16384, rivals=(NAIVE, COMPILED)),
-    Case("mean-131k", 4096, 131072, rivals=(NAIVE, COMPILED)),
-    Case("none", 4096, 131072, reduction="none"),
-    Case("symmetric", 16384, 16384, symmetric=True),
-    Case("plain", 4096, 131072, policy=NONE),
-    Case("plain-symmetric", 32768, 32768, policy=NONE, symmetric=True, rivals=(NAIVE, OPEN_CLIP)),
+    Case("mean-131k", 4096, 131072, dtype=BF16, rivals=(NAIVE, COMPILED),
+         bars={FLOOR: 4.0, NAIVE: 3.0, COMPILED: 1.5}),
+    Case("mean-131k-128mb", 4096, 131072, dtype=BF16, workspace_mb=128, rivals=(DEFAULT_WORKSPACE,),
+         bars={DEFAULT_WORKSPACE: 1 / 1.6}),
+    Case("mean-1m", 4096, 1048576, dtype=BF16, rivals=()),
+    Case("plain-symmetric", 32768, 32768, policy=NONE, symmetric=True, dtype=BF16, bars={FLOOR: 3.0}),
+    Case("forward-131k", 4096, 131072, backward=False, dtype=BF16),
+    Case("none", 4096, 131072, reduction="none", dtype=BF16),
+    Case("symmetric", 16384, 16384, symmetric=True, dtype=BF16),
+    Case("plain", 4096, 131072, policy=NONE, dtype=BF16),
+    Case("mean-16k", 4096, 16384, dtype=F32),
+]  # fmt: skip
+CUDA_FULL = [
+    Case("mean-16k", 4096, 16384, dtype=BF16, rivals=(NAIVE, COMPILED)),
+    Case("mean-131k", 4096, 131072, dtype=F32),
+    Case("explained", 4096, 131072, policy=NegativePolicy.explained(), dtype=BF16),
+    Case("plain-symmetric-ragged", 32749, 32749, policy=NONE, symmetric=True, dtype=BF16, bars={FLOOR: 3.0}),
+    Case("small", 512, 1024, dtype=BF16),
 ]
-CUDA_FULL = [Case("explained", 4096, 131072, policy=NegativePolicy.explained()), Case("small", 512, 1024)]
-CUDA_BF16_BARS = {
-    "mean-131k": {PRODUCTS: 4.0, NAIVE: 3.0, COMPILED: 1.5},
-    "plain-symmetric": {PRODUCTS: 3.0},
-}
+# the workspace, and a float32 accumulator of the gallery's gradient
 CUDA_MEMORY = [
-    MemoryCase(4096, 16384),
-    MemoryCase(4096, 131072),
-    MemoryCase(4096, 131072, policy=NONE),
-    MemoryCase(4096, 131072, contender=NAIVE),
+    MemoryCase(4096, 131072, dtype=BF16, bar_mib=1024 + 256),
+    MemoryCase(4096, 131072, dtype=BF16, workspace_mb=128, bar_mib=128 + 256),
+    MemoryCase(4096, 131072, dtype=BF16, workspace_mb=32, bar_mib=64),
+    MemoryCase(4096, 1048576, dtype=BF16),
+    MemoryCase(4096, 131072, dtype=BF16, contender=NAIVE),
 ]
 
 # one case of every sort, in a second or two
@@ -136,9 +154,7 @@ def time_cases(device: torch.device, sizes: Sizes) -> list[Case]:
         return QUICK
     if device.type == "cpu":
         return CPU + CPU_FULL if sizes == "full" else CPU
-    cases = CUDA + CUDA_FULL if sizes == "full" else CUDA
-    low = [replace(case, dtype=torch.bfloat16, bars=CUDA_BF16_BARS.get(case.name, {})) for case in cases]
-    return [case for pair in zip(low, cases, strict=True) for case in pair]
+    return CUDA + CUDA_FULL if sizes == "full" else CUDA
 
 
 def memory_cases(device: torch.device, sizes: Sizes) -> list[MemoryCase]:
@@ -147,4 +163,4 @@ def memory_cases(device: torch.device, sizes: Sizes) -> list[MemoryCase]:
         return QUICK_MEMORY
     if device.type == "cpu":
         return CPU_MEMORY
-    return [replace(case, dtype=dtype) for case in CUDA_MEMORY for dtype in (torch.bfloat16, torch.float32)]
+    return CUDA_MEMORY

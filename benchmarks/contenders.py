@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import COMPILED, NAIVE, OPEN_CLIP, PRODUCTS, Case
+from benchmarks.cases import COMPILED, DEFAULT_WORKSPACE, NAIVE, OPEN_CLIP, PRODUCTS, Case
 from benchmarks.naive import naive_info_nce
 from benchmarks.problem import VARIOGRAM, Problem
 from semivario_kernels import available_backends, semivariogram_info_nce
@@ -95,6 +95,8 @@ def rival_run(name: str, case: Case, problem: Problem) -> Run:
         return loss_run(torch.compile(naive_info_nce, dynamic=False), case, problem)
     if name == OPEN_CLIP:
         return open_clip_run(case, problem)
+    if name == DEFAULT_WORKSPACE:
+        return loss_run(semivariogram_info_nce, case, problem)
     raise ValueError(f"name: wanted a rival, got {name!r}")
 
 
@@ -105,5 +107,7 @@ def makers(case: Case, problem: Problem) -> dict[str, Callable[[], Run]]:
     }
     made[PRODUCTS] = lambda: products_run(case, problem)
     for name in backend_names(case, problem.x.device):
-        made[name] = lambda name=name: loss_run(semivariogram_info_nce, case, problem, backend=name)
+        made[name] = lambda name=name: loss_run(
+            semivariogram_info_nce, case, problem, backend=name, workspace_mb=case.workspace_mb
+        )
     return made

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases import NAIVE, PRODUCTS, Case
+from benchmarks.cases import FLOOR, NAIVE, PRODUCTS, Case
 from benchmarks.contenders import Outcome, Run, backend_names, loss_run, makers
+from benchmarks.floor import matrix_rate
 from benchmarks.naive import naive_info_nce
 from benchmarks.problem import make_problem
 from benchmarks.timing import interleaved_seconds
@@ -55,6 +56,7 @@ def measure_case(
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     errors, allowed = _errors(case, problem, outcomes)
     del outcomes
+    rate = matrix_rate(device, case.dtype) if device.type == "cuda" else None
     seconds = interleaved_seconds(runs, device=device, budget_s=budget_s, on_round=on_round)
 
     medians = {name: float(np.median(times)) for name, times in seconds.items()}
@@ -62,14 +64,16 @@ def measure_case(
     rows = []
     for name in (*runs, *failures):
         right = errors[name] <= allowed if name in errors else None  # None: not checked
-        timed = name in medians and (right or name == PRODUCTS)
+        timed = name in medians and right is not False
         speedups = {
             rival: medians[rival] / medians[name]
             for rival in case.rivals
             if timed and name in backends and rival in medians and errors[rival] <= allowed
         }
-        to_floor = medians[name] / medians[PRODUCTS] if timed and PRODUCTS in medians else None
-        got = {**speedups, PRODUCTS: to_floor}
+        to_products = medians[name] / medians[PRODUCTS] if timed and PRODUCTS in medians else None
+        floor_s = None if rate is None else case.floor_flops / rate
+        to_floor = medians[name] / floor_s if timed and floor_s else None
+        got = {**speedups, PRODUCTS: to_products, FLOOR: to_floor}
         rows.append(
             {
                 "case": case.name,
@@ -82,8 +86,9 @@ def measure_case(
                 "pass": "forward + backward" if case.backward else "forward",
                 "reduction": case.reduction,
                 "symmetric": case.symmetric,
+                "workspace_mb": case.workspace_mb,
                 "contender": name,
-                "role": "ours" if name in backends else "floor" if name == PRODUCTS else "rival",
+                "role": "ours" if name in backends else "products" if name == PRODUCTS else "rival",
                 "seconds": seconds.get(name, []),
                 "median_s": medians.get(name),
                 "quartiles_s": np.quantile(seconds[name], [0.25, 0.75]).tolist() if name in seconds else None,
@@ -91,6 +96,9 @@ def measure_case(
                 "error_allowed": allowed if name in errors else None,
                 "right": right,
                 "failure": failures.get(name),
+                "to_products": to_products,
+                "floor_flops": case.floor_flops,
+                "floor_s": floor_s,
                 "to_floor": to_floor,
                 "speedups": speedups,
                 "bars": [
@@ -111,8 +119,10 @@ def measure_case(
 def _errors(case: Case, problem: Any, outcomes: dict[str, Outcome]) -> tuple[dict[str, float], float]:
     """Error of every contender against naive torch in float32, and the error allowed.
 
-    Empty where naive torch itself cannot run.
+    Empty where naive torch itself cannot run, and where the case has no rival to be checked against.
     """
+    if not case.rivals:
+        return {}, 0.0
     if case.dtype == torch.float32:
         if NAIVE not in outcomes:
             return {}, 0.0
@@ -130,4 +140,4 @@ def _met(against: str, bar: float, got: dict[str, float | None]) -> bool:
     ratio = got.get(against)
     if ratio is None:
         return False
-    return ratio <= bar if against == PRODUCTS else ratio >= bar
+    return ratio <= bar if against in (PRODUCTS, FLOOR) else ratio >= bar

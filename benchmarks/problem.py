@@ -56,15 +56,16 @@ def make_problem(
     """
     if n > m:
         raise ValueError(f"n: wanted at most m = {m}, got {n}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    there = {"generator": generator, "device": device}
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, **there)
 
-    town_latlon = torch.rand(towns, 2, generator=generator, dtype=torch.float64)
-    town_latlon = town_latlon * torch.tensor([120.0, 360.0]) - torch.tensor([50.0, 180.0])
+    town_latlon = torch.rand(towns, 2, dtype=torch.float64, **there)
+    town_latlon = town_latlon * town_latlon.new_tensor([120.0, 360.0]) - town_latlon.new_tensor([50.0, 180.0])
     town_look = normal(towns, e) + normal(e)
-    town = torch.randint(towns, (m,), generator=generator)
+    town = torch.randint(towns, (m,), **there)
     gallery_latlon = town_latlon[town] + 0.1 * normal(m, 2)
     query_latlon = gallery_latlon[:n] + 0.001 * normal(n, 2)
     y, u = normal(m, d), normal(m, e)
@@ -72,14 +73,14 @@ def make_problem(
     for looks in (u, v):
         for start in range(0, len(looks), ROWS):
             looks[start : start + ROWS] += town_look[town[start : start + ROWS][: len(looks) - start]]
-    x, y, v, u = (tensor.to(device, dtype) for tensor in (x, y, v, u))
+    x, y, v, u = (tensor.to(dtype) for tensor in (x, y, v, u))
     return Problem(
         x=x.requires_grad_(),
         y=y.requires_grad_(),
-        query_latlon=query_latlon.to(device),
-        gallery_latlon=gallery_latlon.to(device),
+        query_latlon=query_latlon,
+        gallery_latlon=gallery_latlon,
         logit_scale=torch.tensor(LOGIT_SCALE, device=device, requires_grad=True),
         v=v,
         u=u,
-        upstream=torch.rand(n, generator=generator).to(device) / n,
+        upstream=torch.rand(n, **there) / n,
     )

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.cases import COMPILED, NAIVE, OPEN_CLIP, PRODUCTS
+from benchmarks.cases import COMPILED, DEFAULT_WORKSPACE, FLOOR, NAIVE, OPEN_CLIP, PRODUCTS
 
 RIVALS = (NAIVE, COMPILED, OPEN_CLIP)
 HEAD = ["case", "what", "N × M", "dtype", "contender", "median (quartiles) ms", "× products"]
-MEMORY_HEAD = ["N × M", "dtype", "policy", "contender", "extra MiB", "± MiB", "bar", "first use MiB"]
+MEMORY_HEAD = [
+    "N × M",
+    "dtype",
+    "policy and options",
+    "contender",
+    "extra MiB",
+    "± MiB",
+    "bar",
+    "first use MiB",
+]
+FLOOR_WORDS = (
+    " `floor` is the time of the products with nothing made twice at the rate of square products, taken in the "
+    "same run: {}."
+)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -23,14 +36,22 @@ def markdown(result: dict[str, Any]) -> str:
         "",
     ]
     if times:
+        on_gpu = any(row["floor_s"] for row in times)
+        rivals = (*RIVALS, DEFAULT_WORKSPACE) if on_gpu else RIVALS
+        head = [
+            *HEAD,
+            *["× floor"] * on_gpu,
+            *(f"faster than {rival}" for rival in rivals),
+            "error (allowed)",
+        ]
         lines += [
             "Times of one interleaved run per case. `products` are the case's matrix products alone; naive "
             "torch with policy `none` is `F.cross_entropy`. In brackets: the bar of the default backend. "
-            "No ratio is given for a row whose error is above the allowed one.",
+            "No ratio is given for a row whose error is above the allowed one."
+            + FLOOR_WORDS.format(_rates(times))
+            * on_gpu,
             "",
-            *table(
-                [*HEAD, *(f"faster than {rival}" for rival in RIVALS), "error (allowed)"], times, _time_cells
-            ),
+            *table(head, times, lambda row: _time_cells(row, rivals)),
             "",
         ]
     if memory:
@@ -61,14 +82,23 @@ def table(head: list[str], rows: list[dict[str, Any]], cells: Any) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *(cells(row) for row in rows))]
 
 
-def _time_cells(row: dict[str, Any]) -> list[str]:
+def _rates(rows: list[dict[str, Any]]) -> str:
+    rates: dict[str, list[float]] = {}
+    for row in rows:
+        rates.setdefault(row["dtype"], []).append(row["floor_flops"] / row["floor_s"] / 1e12)
+    return ", ".join(
+        f"{min(some):,.0f} to {max(some):,.0f} TFLOP/s in {dtype}" for dtype, some in rates.items()
+    )
+
+
+def _time_cells(row: dict[str, Any], rivals: tuple[str, ...]) -> list[str]:
     bars = {bar["against"]: bar for bar in row["bars"]}
 
     def ratio(value: float | None, against: str) -> str:
         text = "–" if value is None else f"{value:.2f}"
         if against not in bars:
             return text
-        sign = "≤" if against == PRODUCTS else "≥"
+        sign = "≤" if against in (PRODUCTS, FLOOR) else "≥"
         return f"{text} ({sign} {bars[against]['wanted']:g}: {verdict(bars[against]['met'])})"
 
     if row["failure"]:
@@ -84,6 +114,7 @@ def _time_cells(row: dict[str, Any]) -> list[str]:
     options = [row["pass"], f"policy {row['policy']}"]
     options += [f"reduction {row['reduction']}"] * (row["reduction"] != "mean")
     options += ["symmetric"] * row["symmetric"]
+    options += [f"workspace_mb={row['workspace_mb']}"] * (row["workspace_mb"] is not None)
     return [
         row["case"],
         ", ".join(options),
@@ -91,8 +122,9 @@ def _time_cells(row: dict[str, Any]) -> list[str]:
         row["dtype"],
         row["contender"],
         took,
-        ratio(row["to_floor"], PRODUCTS),
-        *(ratio(row["speedups"].get(rival), rival) for rival in RIVALS),
+        ratio(row["to_products"], PRODUCTS),
+        *([ratio(row["to_floor"], FLOOR)] if row["floor_s"] else []),
+        *(ratio(row["speedups"].get(rival), rival) for rival in rivals),
         error,
     ]
 
@@ -102,7 +134,7 @@ def _memory_cells(row: dict[str, Any]) -> list[str]:
     return [
         f"{row['n']:,} × {row['m']:,}",
         row["dtype"],
-        row["policy"],
+        row["policy"] + (f", workspace_mb={row['workspace_mb']}" if row["workspace_mb"] is not None else ""),
         row["contender"],
         f"{row['extra_mib']:.1f}" if measured else row["failure"].replace("|", "\\|"),
         f"{row['resolution_mib']:.1f}" if measured else "–",

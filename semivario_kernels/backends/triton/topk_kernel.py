@@ -2,10 +2,10 @@
 """The K best of every row, from tiles of scores.
 
 Grid: rows × shares of the tile's columns. A program walks its share in blocks, reading 4 bytes a pair, and
-keeps the K best of its row as int64 in rising order: the float's bits, put into rising order, above the bits of
-2³¹ − 1 − index. Such keys order by value and then by smaller index, and no two are equal, so that the result
-does not depend on how the work is split. A block without a value above the K-th best costs one comparison a
-pair.
+keeps the K best of its row as int64 in rising order: the float's bits, put into rising order, above the bits
+of 2³¹ − 1 − index. Such keys order by value and then by smaller index, and no two are equal, so that the
+result does not depend on how the work is split. A block without a value above the K-th best costs one
+comparison a pair.
 """
 
 import triton
