@@ -55,6 +55,11 @@ def loss_run(loss: Callable[..., torch.Tensor], case: Case, problem: Problem, **
     return step if case.backward else forward
 
 
+def workspace(case: Case) -> dict[str, int]:
+    """The loss's argument, where the case bounds its workspace."""
+    return {} if case.workspace_mb is None else {"workspace_mb": case.workspace_mb}
+
+
 def open_clip_run(case: Case, problem: Problem) -> Run:
     """open_clip's ClipLoss on normalised features."""
     from open_clip.loss import ClipLoss
@@ -108,6 +113,6 @@ def makers(case: Case, problem: Problem) -> dict[str, Callable[[], Run]]:
     made[PRODUCTS] = lambda: products_run(case, problem)
     for name in backend_names(case, problem.x.device):
         made[name] = lambda name=name: loss_run(
-            semivariogram_info_nce, case, problem, backend=name, workspace_mb=case.workspace_mb
+            semivariogram_info_nce, case, problem, backend=name, **workspace(case)
         )
     return made

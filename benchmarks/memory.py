@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import NAIVE, Case, MemoryCase
-from benchmarks.contenders import Run, backend_names, loss_run, rival_run
+from benchmarks.contenders import Run, backend_names, loss_run, rival_run, workspace
 from benchmarks.problem import Problem, make_problem
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
 
@@ -101,9 +101,7 @@ def _run_of(contender: str, case: Case | MemoryCase, problem: Problem) -> Run:
     time_case = case if isinstance(case, Case) else _time_case(case)
     if contender == NAIVE:
         return rival_run(NAIVE, time_case, problem)
-    return loss_run(
-        semivariogram_info_nce, time_case, problem, backend=contender, workspace_mb=time_case.workspace_mb
-    )
+    return loss_run(semivariogram_info_nce, time_case, problem, backend=contender, **workspace(time_case))
 
 
 def _time_case(case: MemoryCase) -> Case:

@@ -19,8 +19,8 @@ MEMORY_HEAD = [
     "first use MiB",
 ]
 FLOOR_WORDS = (
-    " `floor` is the time of the products with nothing made twice at the rate of square products, taken in the "
-    "same run: {}."
+    " `floor` is the time of the products with nothing made twice, at the rate of square products taken in "
+    "the same run: "
 )
 
 
@@ -48,17 +48,16 @@ def markdown(result: dict[str, Any]) -> str:
             "Times of one interleaved run per case. `products` are the case's matrix products alone; naive "
             "torch with policy `none` is `F.cross_entropy`. In brackets: the bar of the default backend. "
             "No ratio is given for a row whose error is above the allowed one."
-            + FLOOR_WORDS.format(_rates(times))
-            * on_gpu,
+            + (FLOOR_WORDS + _rates(times) if on_gpu else ""),
             "",
             *table(head, times, lambda row: _time_cells(row, rivals)),
             "",
         ]
     if memory:
         lines += [
-            "Peak memory of forward + backward (`mean`) beyond inputs and gradients, in fresh processes; ± "
-            "is the difference between two equal baseline processes. What the first call on 8 × 8 pairs "
-            "adds, the code it loads, stands apart.",
+            "Peak memory of forward + backward (`mean`) beyond inputs and gradients, on a CPU in fresh "
+            "processes; ± is the difference between two equal baseline processes. What the first call on "
+            "8 × 8 pairs adds, the code it loads, stands apart.",
             "",
             *table(MEMORY_HEAD, memory, _memory_cells),
             "",
@@ -86,9 +85,8 @@ def _rates(rows: list[dict[str, Any]]) -> str:
     rates: dict[str, list[float]] = {}
     for row in rows:
         rates.setdefault(row["dtype"], []).append(row["floor_flops"] / row["floor_s"] / 1e12)
-    return ", ".join(
-        f"{min(some):,.0f} to {max(some):,.0f} TFLOP/s in {dtype}" for dtype, some in rates.items()
-    )
+    words = [f"{min(some):,.0f} to {max(some):,.0f} TFLOP/s in {dtype}" for dtype, some in rates.items()]
+    return ", ".join(words) + "."
 
 
 def _time_cells(row: dict[str, Any], rivals: tuple[str, ...]) -> list[str]:

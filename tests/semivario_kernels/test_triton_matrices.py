@@ -1,12 +1,15 @@
 """Distances, dissimilarities and rankings by Triton: in its interpreter where there is no GPU."""
 
+import numpy as np
 import pytest
 import torch
-from sklearn.metrics.pairwise import cosine_distances
+from places import SPECIAL_PLACES, random_latlon
+from sklearn.metrics.pairwise import cosine_distances, haversine_distances
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from semivario_kernels.backends.triton import dissimilarity, topk
+from semivario_kernels import EARTH_RADIUS_KM, pairwise_haversine
+from semivario_kernels.backends.triton import dissimilarity, haversine, topk
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -92,3 +95,19 @@ def test_dissimilarity_equals_scikit_learn(monkeypatch, dtype, tolerance):
     torch.testing.assert_close(d.cpu().double(), wanted, rtol=0, atol=tolerance)
     assert (d[:, 2] == 1).all()
     assert (dissimilarity.cosine_dissimilarity(x, x).diagonal() >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distances_equal_scikit_learn(monkeypatch, dtype):
+    monkeypatch.setattr(haversine, "ROWS", 16)
+    monkeypatch.setattr(haversine, "COLUMNS", 32)
+    places = torch.cat([torch.tensor(SPECIAL_PLACES, dtype=torch.float64), random_latlon(70, seed=3)]).to(
+        dtype
+    )
+    h_km = pairwise_haversine(places[:37].to(DEVICE), places.to(DEVICE), backend="triton")
+    assert h_km.dtype == dtype
+    radians = np.radians(places.double().numpy())
+    wanted = EARTH_RADIUS_KM * haversine_distances(radians[:37], radians)
+    # scikit-learn itself loses 0.3 m near the antipode
+    allowed = np.maximum(1.3e-3 if dtype == torch.float32 else 3e-4, 1e-6 * wanted)
+    assert (np.abs(h_km.cpu().double().numpy() - wanted) <= allowed).all()

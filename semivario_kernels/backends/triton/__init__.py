@@ -13,7 +13,6 @@ import torch
 
 from semivario_kernels.backends.binned_tiles import binned_sums
 from semivario_kernels.backends.tile_driver import TileDriver
-from semivario_kernels.backends.tiled_matrices import pairwise_haversine
 from semivario_kernels.backends.torch_epilogue import TorchEpilogue
 from semivario_kernels.backends.triton.pair_options import interprets
 
@@ -45,6 +44,13 @@ def unavailable(device: torch.device) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
         return "wants compute capability 8.0 or newer"
     return None
+
+
+def pairwise_haversine(p: torch.Tensor, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(N, M) km in `dtype` from float64 unit vectors (N, 3) and (M, 3)."""
+    from semivario_kernels.backends.triton import haversine
+
+    return haversine.pairwise_haversine(p, q, dtype)
 
 
 def cosine_dissimilarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -39,18 +39,7 @@ def cosine_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
 
 def shipped() -> Iterator[ShippedKernel]:
     """`unlikeness`, which works in float32 whatever the inputs are."""
-    signature = {
-        "dots": "*fp32",
-        "x_norms": "*fp32",
-        "y_norms": "*fp32",
-        "n": "i32",
-        "m": "i32",
-        "ROWS": "constexpr",
-        "COLUMNS": "constexpr",
-    }
+    types = {"dots": "*fp32", "x_norms": "*fp32", "y_norms": "*fp32", "n": "i32", "m": "i32"}
     constants = {"ROWS": ROWS, "COLUMNS": COLUMNS}
-    aligned: dict[tuple[int, ...], object] = {(k,): [["tt.divisibility", 16]] for k in range(3)}
     for capability in CAPABILITIES:
-        yield ShippedKernel(
-            "unlikeness", unlikeness, signature, constants, OPTIONS, capability, "fp32", aligned
-        )
+        yield ShippedKernel.of("unlikeness", unlikeness, types, constants, OPTIONS, capability, "fp32")

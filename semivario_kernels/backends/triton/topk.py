@@ -88,25 +88,12 @@ def _by_sorting(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def shipped() -> Iterator[ShippedKernel]:
     """`keep_best` for every K."""
-    signature = {
-        "scores": "*fp32",
-        "best": "*i64",
-        "row_stride": "i32",
-        "columns": "i32",
-        "share": "i32",
-        "first_index": "i32",
-        "K": "constexpr",
-        "BLOCK": "constexpr",
-    }
-    aligned: dict[tuple[int, ...], object] = {
-        (0,): [["tt.divisibility", 16]],
-        (1,): [["tt.divisibility", 16]],
-    }
+    types = {"scores": "*fp32", "best": "*i64", "row_stride": "i32"}
+    types |= dict.fromkeys(("columns", "share", "first_index"), "i32")
     for capability in CAPABILITIES:
         for kept in WARPS:
             constants = {"K": kept, "BLOCK": BLOCK}
-            options = options_of(kept)
             label = f"fp32 K={kept}"
-            yield ShippedKernel(
-                "keep_best", keep_best, signature, constants, options, capability, label, aligned
+            yield ShippedKernel.of(
+                "keep_best", keep_best, types, constants, options_of(kept), capability, label
             )
