@@ -150,8 +150,11 @@ def architecture_flags(nvcc: str) -> list[str]:
 
 
 def nvcc_run(command: list[str]) -> None:
-    """Run nvcc, or CompileError."""
-    if subprocess.run(command).returncode != 0:
+    """Run nvcc and print at once what it says, or CompileError."""
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.stdout:
+        print(done.stdout, end="", flush=True)
+    if done.returncode != 0:
         raise CompileError(f"failed: {' '.join(command)}")
 
 

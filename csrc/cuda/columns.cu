@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(THREADS)
 // A thread per column adds what the column's blocks left in scratch, (PARTS, segments, columns).
 template <bool soft>
 __global__ void __launch_bounds__(THREADS)
-    add_segments(Tile tile, std::int64_t segments, const float* scratch, Matrix<double> statistics) {
+    add_column_segments(Tile tile, std::int64_t segments, const float* scratch, Matrix<double> statistics) {
     const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (column >= tile.columns) return;
     float of_positive;
@@ -117,7 +117,7 @@ void launch_sums(Queue queue, const DeviceLoss& loss, Tile tile, Matrix<const fl
     launch(queue, "column_statistics", sum_columns<soft>, pieces(tile.columns, COLUMNS) * segments, THREADS,
            loss.targets, tile, logits, soft_targets, statistics, scratch);
     if (segments == 1) return;
-    launch(queue, "column_statistics", add_segments<soft>, pieces(tile.columns, THREADS), THREADS, tile, segments,
+    launch(queue, "column_statistics", add_column_segments<soft>, pieces(tile.columns, THREADS), THREADS, tile, segments,
            scratch, statistics);
 }
 

@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(THREADS)
 // A warp per row adds what the row's blocks left in scratch, (SOFTMAX_SUMS, rows, segments).
 template <bool soft>
 __global__ void __launch_bounds__(THREADS)
-    add_segments(Tile tile, std::int64_t segments, const float* scratch, Matrix<double> statistics) {
+    add_row_segments(Tile tile, std::int64_t segments, const float* scratch, Matrix<double> statistics) {
     const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * ROWS + threadIdx.x / WARP;
     if (i >= tile.rows) return;
     const SoftmaxSums total = warp_total<soft>(scratch + i * segments, segments, tile.rows * segments);
@@ -184,7 +184,7 @@ void launch_forward(Queue queue, const DeviceLoss& loss, Tile tile, Matrix<float
     launch(queue, "forward", forward_tile<kind, features>, blocks * segments, THREADS, loss, tile, dot, vu, extra,
            statistics, scratch);
     if (statistics.data == nullptr || segments == 1) return;
-    launch(queue, "forward", add_segments<kind == PolicyKind::rectify>, blocks, THREADS, tile, segments, scratch,
+    launch(queue, "forward", add_row_segments<kind == PolicyKind::rectify>, blocks, THREADS, tile, segments, scratch,
            statistics);
 }
 

@@ -4,7 +4,6 @@ Built once per state of the sources, into the cache of test builds.
 """
 
 import fcntl
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+
+from benchmarks.cuda_build import CACHE, source_key
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "cuda_on_host"
@@ -28,15 +29,6 @@ FLAGS = [
     "-Werror",
     "-Wno-unknown-pragmas",
 ]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semivario-kernels"
-
-
-def key_of(*parts: str) -> str:
-    """Hash of the kernels' sources, the stand-in and `parts`."""
-    digest = hashlib.sha256(repr(parts).encode())
-    for path in sorted([*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*"), *STAND_IN.glob("*")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def compiler() -> str:
@@ -50,7 +42,9 @@ def unavailable_reason() -> str | None:
 @cache
 def host_module() -> ModuleType:
     """The extension `_native_cuda` whose kernels run on the CPU, on CPU tensors."""
-    folder = CACHE / f"cuda-on-host-{key_of(compiler(), *FLAGS, sysconfig.get_config_var('SOABI'))}"
+    sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*"), *STAND_IN.glob("*")]
+    key = source_key(sources, compiler(), *FLAGS, sysconfig.get_config_var("SOABI"))
+    folder = CACHE / f"cuda-on-host-{key}"
     library = folder / "_native_cuda.so"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
