@@ -35,11 +35,17 @@ def largest_error(outcome: Outcome, oracle: Outcome, n: int) -> float:
 
 
 def measure_case(
-    case: Case, device: torch.device, *, budget_s: float, on_round: Callable[[int, int], None]
+    case: Case,
+    device: torch.device,
+    *,
+    budget_s: float,
+    on_round: Callable[[int, int], None],
+    has_floor: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the table for one case: plain numbers, one dict per contender.
 
-    A contender that fails keeps its row, with the reason under "failure" and no times.
+    A contender that fails keeps its row, with the reason under "failure" and no times. With `has_floor`, on a
+    GPU when left out, times are also held against the rate of square products, taken here.
     """
     problem = make_problem(case.n, case.m, case.d, case.e, dtype=case.dtype, device=device)
     runs: dict[str, Run] = {}
@@ -56,7 +62,9 @@ def measure_case(
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     errors, allowed = _errors(case, problem, outcomes)
     del outcomes
-    rate = matrix_rate(device, case.dtype) if device.type == "cuda" else None
+    if has_floor is None:
+        has_floor = device.type == "cuda"
+    rate = matrix_rate(device, case.dtype) if has_floor else None
     seconds = interleaved_seconds(runs, device=device, budget_s=budget_s, on_round=on_round)
 
     medians = {name: float(np.median(times)) for name, times in seconds.items()}

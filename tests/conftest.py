@@ -6,3 +6,15 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shard", metavar="K/N", help="run every Nth test, beginning with number K, from 0")
+
+
+def pytest_collection_modifyitems(config, items):
+    if shard := config.getoption("--shard"):
+        number, shards = map(int, shard.split("/"))
+        kept = items[number::shards]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
