@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import benchmarks.semivariogram.cases as semivariogram
+import benchmarks.semivariogram.on_gpu as on_gpu
 from benchmarks.cases import Sizes, memory_cases, time_cases
 from benchmarks.machine import describe
 from benchmarks.measure import measure_case
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "subject", nargs="?", choices=(LOSS, SEMIVARIOGRAM), help="what to measure (default: both)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the loss alone (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"cases by name; '{MEMORY}' or '{PEAK}' for peak memory"
     )
@@ -57,16 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--device: wanted cpu or cuda, got {options.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device: cuda was asked for, but torch sees no GPU")
-    if device.type == "cuda" and options.subject == SEMIVARIOGRAM:
-        parser.error(f"--device: {SEMIVARIOGRAM} is measured on the cpu, got 'cuda'")
     subjects = [options.subject] if options.subject else [LOSS, SEMIVARIOGRAM]
-    if device.type == "cuda":
-        subjects = [LOSS]
     sizes: Sizes = "quick" if options.quick else "full" if options.full else "default"
 
     names = {
         LOSS: [*dict.fromkeys(case.name for case in time_cases(device, sizes)), MEMORY],
-        SEMIVARIOGRAM: [*(case.name for case in semivariogram.time_cases(sizes)), PEAK],
+        SEMIVARIOGRAM: (
+            [case.name for case in on_gpu.CASES]
+            if device.type == "cuda"
+            else [*(case.name for case in semivariogram.time_cases(sizes)), PEAK]
+        ),
     }
     known = [name for subject in subjects for name in names[subject]]
     only = options.only or known
@@ -85,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": describe(device),
             **measure(chosen, device, sizes, options.seconds),
         }
-        text = markdown(result) if subject == LOSS else semivariogram_markdown(result)
+        tables = on_gpu.markdown if device.type == "cuda" else semivariogram_markdown
+        text = (markdown if subject == LOSS else tables)(result)
         # a partial run never writes over a whole one of the same day
         stem = [SEMIVARIOGRAM] * (subject == SEMIVARIOGRAM)
         stem += [_slug(result["machine"]["processor"]) if device.type == "cuda" else "cpu", result["date"]]
@@ -113,10 +115,15 @@ def _measure_loss(only: list[str], device: torch.device, sizes: Sizes, seconds: 
     return {"problem": problem, "times": times, "memory": memory}
 
 
-def _measure_semivariogram(only: list[str], _: torch.device, sizes: Sizes, __: float) -> dict[str, Any]:
+def _measure_semivariogram(only: list[str], device: torch.device, sizes: Sizes, _: float) -> dict[str, Any]:
+    if device.type == "cuda":
+        on_device = [case for case in on_gpu.CASES if case.name in only]
+        with Progress(len(on_device)) as progress:
+            times = on_gpu.measure_on_gpu(on_device, device, on_case=progress.begin)
+        return {"times": times, "memory": []}
     cases = [case for case in semivariogram.time_cases(sizes) if case.name in only]
     peaks = semivariogram.peak_cases(sizes) if PEAK in only else []
-    times: list[dict[str, Any]] = []
+    times = []
     with Progress(len(cases) + len(peaks)) as progress:
         for case in cases:
             progress.begin(f"{case.name} {case.n:,} places, {case.rival}")

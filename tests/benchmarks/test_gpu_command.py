@@ -12,6 +12,7 @@ from benchmarks.cases import FLOOR, Case, time_cases
 from benchmarks.floor import matrix_rate
 from benchmarks.gpu import Ended, bar_lines, build, main, run_side_by_side, verdict_lines
 from benchmarks.measure import measure_case
+from benchmarks.semivariogram import on_gpu
 from benchmarks.table import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,26 @@ def test_time_is_held_against_the_floor(monkeypatch):
     assert f"{ours['to_floor']:.2f} × floor" in first
 
 
+def test_semivariogram_rows_are_checked_against_float64(monkeypatch):
+    monkeypatch.setattr("benchmarks.semivariogram.on_gpu.matrix_rate", lambda device, dtype: 1e9)
+    cases = [on_gpu.GpuCase("few", 200, 24, torch.float32, rounds=2, checked=True, bar_s=100.0)]
+    cases.append(on_gpu.GpuCase("none", 1, 24))
+    few, none = on_gpu.measure_on_gpu(cases, torch.device("cpu"), on_case=lambda _: None)
+    assert few["right"] is True
+    assert few["error"] < 1e-5
+    assert few["moved_pairs"] == 0
+    assert few["floor_s"] == pytest.approx(200 * 199 / 2 * 2 * 24 / 1e9)
+    assert few["bars"][0]["met"] is True
+    assert "places" in none["failure"] or "rows" in none["failure"]
+    machine = {"processor": "P", "threads": 1, "cores": 1, "commit": "c" * 40}
+    machine["versions"] = {"python": "3", "torch": "2"}
+    result = {"machine": machine, "date": "2026-01-01", "times": [few, none], "memory": []}
+    assert "| ≤ 100 s: met |" in on_gpu.markdown(result)
+    assert bar_lines(result)[0].endswith("bar seconds 100: met")
+    million = next(case for case in on_gpu.CASES if case.n == 1_000_000)
+    assert (million.e, million.dtype, million.bar_s, len(on_gpu.EDGES_KM)) == (768, torch.bfloat16, 3.0, 65)
+
+
 def test_matrix_rate_is_that_of_torch():
     assert 1e8 < matrix_rate(torch.device("cpu"), torch.float32) < 1e14
 
@@ -134,6 +155,7 @@ import benchmarks.__main__, benchmarks.gpu, benchmarks.measure, benchmarks.semiv
 from benchmarks.progress import Progress
 from benchmarks.cases import QUICK
 from benchmarks.measure import measure_case
+from benchmarks.semivariogram import on_gpu
 import torch
 rows = measure_case(QUICK[1], torch.device("cpu"), budget_s=0, on_round=lambda *_: None)
 assert all(row["failure"] is None for row in rows)
