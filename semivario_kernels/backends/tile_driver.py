@@ -47,6 +47,7 @@ GPU_WORKSPACE_MB = 1024
 GPU_ROW_BLOCK = 1024
 GPU_COLUMN_TILE = 8192  # a tile's products stay in a GPU's second-level cache
 GPU_PROJECTION_ROWS = 16384
+ROW_MULTIPLE = 8  # entries from one row of a buffer to the next, so that rows start at multiples of 16 bytes
 SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
 STATISTICS = 6  # max, Σexp(l − max), Σl, Σf, Σf·l, l of the positive
 
@@ -396,7 +397,8 @@ class Blocks:
         self.y, self.u = problem.y.detach(), problem.u
 
         def buffer(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(rows, columns, dtype=dtype, device=problem.x.device)
+            apart = math.ceil(columns / ROW_MULTIPLE) * ROW_MULTIPLE
+            return torch.empty(rows, apart, dtype=dtype, device=problem.x.device)[:, :columns]
 
         dtype = product_dtype(problem.x)
         self._logits = buffer(rows, width, prepared.dtype)
