@@ -5,12 +5,14 @@ from semivario_kernels.dissimilarity import cosine_dissimilarity
 from semivario_kernels.empirical_variogram import EmpiricalVariogram, even_edges_km, log_edges_km
 from semivario_kernels.fit import VariogramFit, fit_variogram
 from semivario_kernels.geometry import EARTH_RADIUS_KM, pairwise_haversine
+from semivario_kernels.groups import grouped_semivariance
 from semivario_kernels.loss import semivariogram_info_nce
 from semivario_kernels.modules import GalleryInfoNCE, SemivariogramInfoNCE
 from semivario_kernels.policy import NegativePolicy
 from semivario_kernels.semivariance import binned_semivariance
 from semivario_kernels.topk import topk_gallery
 from semivario_kernels.variogram import VariogramModel
+from semivario_kernels.variogram_plot import plot_groups
 
 __all__ = [
     "EARTH_RADIUS_KM",
@@ -26,8 +28,10 @@ __all__ = [
     "even_edges_km",
     "explain_backend",
     "fit_variogram",
+    "grouped_semivariance",
     "log_edges_km",
     "pairwise_haversine",
+    "plot_groups",
     "semivariogram_info_nce",
     "topk_gallery",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -51,11 +52,7 @@ def plot_variogram(
 
     if empirical is None and model is None:
         raise ValueError("empirical, model: wanted at least one of them, got None for both")
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.subplots(figsize=(7, 5), layout="constrained")[1]
-
+    ax = ax or _new_axes()
     first_km, last_km = _lag_limits(empirical, model)
     if scale == "linear" and model is not None:
         last_km = min(last_km, max(4 * model.range_km(), 2 * first_km))
@@ -109,6 +106,65 @@ def variogram_figure(empirical: EmpiricalVariogram, model: VariogramModel | None
     for ax, scale in zip(figure.subplots(1, 2), scales, strict=True):
         plot_variogram(empirical, model, ax, scale=scale)
     return figure
+
+
+def plot_groups(variograms: Mapping[Any, EmpiricalVariogram], ax: Axes | None = None) -> Axes:
+    """Draw one line per group of `grouped_semivariance`, on one logarithmic axis of distance.
+
+    Args:
+        variograms: semivariograms by label; bins at distance 0 are not drawn.
+        ax: matplotlib Axes to draw into; None makes a new pyplot figure.
+
+    Returns:
+        The Axes drawn into.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the extra that brings it.
+        ValueError: no semivariogram, or one without a pair at a distance above 0.
+    """
+    import_matplotlib()
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    if not variograms:
+        raise ValueError("variograms: wanted at least one, got none")
+    ax = ax or _new_axes()
+    limits = [_lag_limits(empirical, None) for empirical in variograms.values()]
+    colours = _group_colours(len(variograms))
+    for (label, empirical), colour in zip(variograms.items(), colours, strict=True):
+        drawn = (empirical.counts > 0) & (empirical.lag_km > 0)
+        ax.plot(
+            empirical.lag_km[drawn],
+            empirical.gamma[drawn],
+            color=colour,
+            marker="o",
+            markersize=3.5,
+            linewidth=1.3,
+            label=f"{label} ({_pairs(float(f'{empirical.counts.sum():.2g}'))} pairs)",
+        )
+    ax.set_xscale("log")
+    ax.set_xlim(min(first for first, _ in limits), max(last for _, last in limits))
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("semivariogram γ")
+    ax.set_xlabel("distance, km")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda km, _: f"{km:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.legend(fontsize="small", frameon=False, ncols=1 + len(variograms) // 10)
+    return ax
+
+
+def _group_colours(groups: int) -> list[Any]:
+    """Ten colours that are easy to tell apart, or as many as there are groups along a colour map."""
+    from matplotlib import colormaps
+
+    if groups <= 10:
+        return [colormaps["tab10"](k) for k in range(groups)]
+    return [colormaps["turbo"](k / (groups - 1)) for k in range(groups)]
+
+
+def _new_axes() -> Axes:
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(7, 5), layout="constrained")[1]
 
 
 def _lag_limits(empirical: EmpiricalVariogram | None, model: VariogramModel | None) -> tuple[float, float]:
