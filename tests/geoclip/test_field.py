@@ -11,6 +11,7 @@ from geoclip import field as field_module
 from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.field import pretrained_field, write_field_world
 from geoclip.upstream import UpstreamUnavailable, read_gallery
+from semivario_kernels import binned_semivariance
 
 
 class Waves(nn.Module):
@@ -206,3 +207,9 @@ def test_the_official_field_has_the_known_semivariogram(seed):
             count[k] += inside.sum()
     for mean, (bin_km, (expected, tolerance)) in zip(total / count, EXPECTED.items(), strict=True):
         assert mean == pytest.approx(expected, abs=tolerance), bin_km
+    edges_km = sorted({edge for bin_km in EXPECTED for edge in bin_km})
+    measured = binned_semivariance(field.astype(np.float32), places, edges_km=edges_km)
+    of_table = [edges_km.index(low) for low, _ in EXPECTED]
+    # none of the pairs lies within rounding of an edge
+    np.testing.assert_array_equal(measured.counts[of_table], count)
+    np.testing.assert_allclose(measured.gamma[of_table], total / count, rtol=1e-5)
