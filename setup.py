@@ -30,7 +30,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp"]
-KERNELS = "csrc/cpu/tile_kernels.cpp"  # compiled once per instruction set
+KERNELS = ["csrc/cpu/tile_kernels.cpp", "csrc/cpu/binned_kernels.cpp"]  # compiled once per instruction set
 X86_LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -123,7 +123,7 @@ class BuildNative(build_ext):
         ext.extra_objects = []
         for name, instructions in levels.items():
             ext.extra_objects += self.compiler.compile(
-                [KERNELS],
+                KERNELS,
                 output_dir=str(Path(self.build_temp, name)),
                 macros=[("SEMIVARIO_ISA", name)],
                 extra_postargs=flags + instructions,

@@ -120,6 +120,40 @@ class Epilogue {
     LossConstants constants_{};
 };
 
+// The sums of a semivariogram: the addresses are borrowed until the last tile.
+class Binning {
+  public:
+    Binning(Address edges, Address cells, std::int32_t cell_count, std::int32_t first_cell, std::int32_t shift,
+            std::int32_t steps, std::int32_t bins, Index blocks, int threads, Address sums, Address quarter_sums,
+            Address histogram, Index histogram_cells, Address duplicates)
+        : kernels_(choose_kernels()),
+          table_{at<const double>(edges), at<const std::int32_t>(cells), cell_count, first_cell, shift, steps, bins},
+          out_{at<double>(sums),
+               at<double>(quarter_sums),
+               at<Index>(histogram),
+               at<Index>(duplicates),
+               histogram_cells,
+               blocks,
+               threads} {}
+
+    using SideAddresses = std::tuple<Index, Address, Index, Address, Address>;  // size, axes, stride, norm, block
+
+    void add(const SideAddresses& rows, const SideAddresses& columns, Address dot, Index stride, bool diagonal) const {
+        kernels_.binned_tile(table_, make_side(rows), make_side(columns), at<const float>(dot), stride, diagonal, out_);
+    }
+
+  private:
+    static BinnedSide make_side(const SideAddresses& side) {
+        const auto [size, axes, stride, inverse_norm, block] = side;
+        const double* x = at<const double>(axes);
+        return {size, {x, x + stride, x + 2 * stride}, at<const float>(inverse_norm), at<const std::int32_t>(block)};
+    }
+
+    const Kernels& kernels_;
+    BinTable table_;
+    BinnedSums out_;
+};
+
 void haversine(Address p, Index rows, Address q, Index columns, Address out, Index stride, int threads) {
     const Coordinates gallery(at<const float>(q), columns);
     choose_kernels().haversine(at<const float>(p), rows, gallery.axes(), columns, {at<float>(out), stride}, threads);
@@ -136,7 +170,7 @@ void pair_distances(Index count, Address p, Address q, Address h, Address chord)
 PYBIND11_MODULE(_native, m) {
     using semivario::Epilogue;
     using release = py::call_guard<py::gil_scoped_release>;
-    m.doc() = "Fused pair arithmetic on the CPU, on raw addresses; see backends/native_epilogue.py.";
+    m.doc() = "Fused pair arithmetic on the CPU, on raw addresses; see backends/native_epilogue.py and binned_native.py.";
 
     py::class_<Epilogue>(m, "Epilogue", "The arithmetic after the matrix products, for the tiles of one loss.")
         .def(py::init<const std::string&, const std::map<std::string, double>&,
@@ -152,6 +186,17 @@ PYBIND11_MODULE(_native, m) {
         .def("column_statistics", &Epilogue::column_statistics, release())
         .def("gradient", &Epilogue::gradient, release())
         .def("terms", &Epilogue::terms, release(), "rho, gamma, a, b, f of pairs from h, lag and d, for the tests.");
+
+    using semivario::Binning;
+    py::class_<Binning>(m, "Binning", "Sums over the pairs of tiles, per distance bin.")
+        .def(py::init<std::uintptr_t, std::uintptr_t, std::int32_t, std::int32_t, std::int32_t, std::int32_t,
+                      std::int32_t, std::int64_t, int, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
+                      std::uintptr_t>(),
+             py::kw_only(), py::arg("edges"), py::arg("cells"), py::arg("cell_count"), py::arg("first_cell"),
+             py::arg("shift"), py::arg("steps"), py::arg("bins"), py::arg("blocks"), py::arg("threads"),
+             py::arg("sums"), py::arg("quarter_sums"), py::arg("histogram"), py::arg("histogram_cells"),
+             py::arg("duplicates"))
+        .def("add", &Binning::add, release());
 
     m.def("haversine", &semivario::haversine, release(), "Great-circle distances in km, (rows, columns).");
     m.def("pair_distances", &semivario::pair_distances, release(),

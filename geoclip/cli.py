@@ -226,11 +226,11 @@ def _variogram(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     import torch
 
-    from geoclip.atomic import write_atomically
     from geoclip.embedding_store import EmbeddingStore
     from geoclip.evaluation import Gallery, read_places
     from geoclip.fit import load_trained
     from geoclip.metrics import geolocation_metrics
+    from semivario_kernels.atomic import write_atomically
 
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)  # before the long work
     test = EmbeddingStore.open(options.test)

@@ -26,7 +26,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sklearn.neighbors import BallTree
 from torch import nn
 
-from geoclip.atomic import write_atomically
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.evaluation import Gallery
 from geoclip.field import write_field_world
@@ -35,6 +34,7 @@ from geoclip.measure import load_variogram, measure_variogram
 from geoclip.metrics import Metrics, compare_metrics, geolocation_metrics, great_circle_km
 from geoclip.report import write_report
 from semivario_kernels import VariogramFit, VariogramModel, log_edges_km
+from semivario_kernels.atomic import write_atomically
 
 # name in the report: folder, and what its settings have beside the shared ones
 RUNS = {

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from geoclip.atomic import write_atomically
 from geoclip.coordinates import check_latlon
+from semivario_kernels.atomic import write_atomically
 
 FORMAT = "geoclip-embeddings"
 VERSION = 1

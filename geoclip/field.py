@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn.functional import normalize
 
-from geoclip.atomic import write_atomically
 from geoclip.coordinates import check_latlon
 from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.location_encoder import LocationEncoder
 from geoclip.progress import progress_bar
 from geoclip.upstream import read_gallery
+from semivario_kernels.atomic import write_atomically
 
 # 2,048 places are 20 MB of activations, and large enough for the matrix products to run at full speed
 _CHUNK = 2048

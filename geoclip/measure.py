@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from geoclip.atomic import write_atomically
 from geoclip.embedding_store import EmbeddingStore
 from semivario_kernels import (
     EmpiricalVariogram,
@@ -16,6 +15,7 @@ from semivario_kernels import (
     binned_semivariance,
     fit_variogram,
 )
+from semivario_kernels.atomic import write_atomically
 
 
 def measure_variogram(

@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from geoclip.atomic import write_atomically
 from geoclip.figures import (
     plot_curves,
     plot_error_distribution,
@@ -23,6 +22,7 @@ from geoclip.figures import (
     run_colors,
 )
 from geoclip.metrics import Metrics, great_circle_km
+from semivario_kernels.atomic import write_atomically
 from semivario_kernels.variogram_plot import MARKS, plot_variogram
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from geoclip.atomic import write_atomically
 from geoclip.image_encoder import ImageEncoder
 from geoclip.location_encoder import LocationEncoder
 from geoclip.model import GeoCLIP
 from geoclip.queue import PlaceQueue, jitter, same_photo
 from semivario_kernels import NegativePolicy, SemivariogramInfoNCE, VariogramModel
+from semivario_kernels.atomic import write_atomically
 
 LARGEST_LOGIT_SCALE = 100.0  # CLIP's bound (Radford et al., 2021): above it training becomes unstable
 

@@ -2,7 +2,8 @@
 
 from semivario_kernels.backends import available_backends, explain_backend
 from semivario_kernels.dissimilarity import cosine_dissimilarity
-from semivario_kernels.empirical_variogram import EmpiricalVariogram, even_edges_km, log_edges_km
+from semivario_kernels.edges import even_edges_km, log_edges_km, quantile_edges_km
+from semivario_kernels.empirical_variogram import EmpiricalVariogram
 from semivario_kernels.fit import VariogramFit, fit_variogram
 from semivario_kernels.geometry import EARTH_RADIUS_KM, pairwise_haversine
 from semivario_kernels.groups import grouped_semivariance
@@ -32,6 +33,7 @@ __all__ = [
     "log_edges_km",
     "pairwise_haversine",
     "plot_groups",
+    "quantile_edges_km",
     "semivariogram_info_nce",
     "topk_gallery",
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from semivario_kernels.checks import check_number
+from semivario_kernels.spatial_blocks import BlockSums
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from semivario_kernels.binned_run import RunState
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,11 +29,15 @@ class EmpiricalVariogram:
         counts: (K,) int64 number of pairs.
         gamma: (K,) semivariance; for the Matheron estimator the mean dissimilarity d = 1 − cos.
         std: (K,) standard deviation of d over the pairs.
-        stderr: (K,) std/√counts. Pairs share places, so this is a lower bound of the error.
-        duplicates: pairs of places at distance 0.
+        stderr: (K,) standard error of the mean d, by leaving out one spatial block of places after the
+            other, at least std/√counts; with fewer than 8 blocks, and after `merge`, only that lower bound,
+            since pairs share places.
+        duplicates: pairs of places at distance 0, of those measured.
         sampled: whether only a sample of the pairs was measured.
         seed: seed of the sample, None without one.
         estimator: "matheron", "cressie-hawkins" or "dowd".
+        fraction: (K,) share of each bin's pairs that was measured, 1 where all were; None after `merge`.
+        blocks: the sums between spatial blocks of places; None for few places and after `merge`.
     """
 
     edges_km: Floats
@@ -44,6 +50,8 @@ class EmpiricalVariogram:
     sampled: bool = False
     seed: int | None = None
     estimator: str = "matheron"
+    fraction: Floats | None = None
+    blocks: BlockSums | None = None
 
     def merge(self, other: EmpiricalVariogram) -> EmpiricalVariogram:
         """Return the semivariogram of both sets of pairs; Matheron with equal edges only, else ValueError."""
@@ -74,6 +82,11 @@ class EmpiricalVariogram:
         """Write everything to a .npz file."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["seed"] = -1 if self.seed is None else self.seed
+        blocks = values.pop("blocks")
+        if blocks is not None:
+            values |= {"block_counts": blocks.counts, "block_sums": blocks.sums}
+        if self.fraction is None:
+            del values["fraction"]
         with Path(path).open("wb") as file:  # given a name, NumPy would append .npz
             np.savez(file, **values)
 
@@ -82,7 +95,12 @@ class EmpiricalVariogram:
         """Read what `save` wrote; ValueError names the file where it is not one."""
         try:
             with np.load(path, allow_pickle=False) as archive:
-                values: dict[str, Any] = {field.name: archive[field.name] for field in fields(cls)}
+                names = [field.name for field in fields(cls) if field.name not in ("fraction", "blocks")]
+                values: dict[str, Any] = {name: archive[name] for name in names}
+                if "fraction" in archive:
+                    values["fraction"] = archive["fraction"]
+                if "block_counts" in archive:
+                    values["blocks"] = BlockSums(archive["block_counts"], archive["block_sums"])
         except (KeyError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: not an empirical semivariogram: {error}") from error
         seed = int(values["seed"])
@@ -101,6 +119,30 @@ class EmpiricalVariogram:
         return plot_variogram(self, None, ax)
 
 
+def from_run(edges_km: Floats, state: RunState, estimator: str, seed: int | None) -> EmpiricalVariogram:
+    """Make the semivariogram from the sums of a run; `gamma` is Matheron's mean, `seed` that of a sample."""
+    sums = state.total.sums[0, :, :, 1:-1].numpy()
+    blocks = BlockSums(sums[..., 0].round().astype(np.int64), sums[..., 2].copy())
+    _, sum_h, sum_d, sum_d2 = sums.sum(axis=(0, 1)).T
+    measured = from_sums(
+        edges_km,
+        blocks.counts.sum(axis=(0, 1)),
+        sum_h=sum_h,
+        sum_d=sum_d,
+        sum_d2=sum_d2,
+        duplicates=int(state.total.duplicates[0]),
+        sampled=seed is not None,
+    )
+    return replace(
+        measured,
+        stderr=np.fmax(blocks.jackknife_stderr(), measured.stderr),
+        seed=seed,
+        estimator=estimator,
+        fraction=state.fraction,
+        blocks=blocks if len(blocks) > 1 else None,
+    )
+
+
 def from_sums(
     edges_km: Floats,
     counts: npt.NDArray[np.int64],
@@ -110,11 +152,8 @@ def from_sums(
     sum_d2: Floats,
     duplicates: int,
     sampled: bool,
-    seed: int | None = None,
-    gamma: Floats | None = None,
-    estimator: str = "matheron",
 ) -> EmpiricalVariogram:
-    """Make the semivariogram from per-bin sums of h, d and d²; `gamma` replaces Matheron's mean."""
+    """Make Matheron's semivariogram from per-bin sums of h, d and d²."""
     pairs = np.where(counts > 0, counts, np.nan)
     mean = sum_d / pairs
     std = np.sqrt(np.maximum(sum_d2 / pairs - mean**2, 0))
@@ -122,37 +161,9 @@ def from_sums(
         edges_km=edges_km,
         lag_km=sum_h / pairs,
         counts=counts,
-        gamma=mean if gamma is None else gamma,
+        gamma=mean,
         std=std,
         stderr=std / np.sqrt(pairs),
         duplicates=duplicates,
         sampled=sampled,
-        seed=seed,
-        estimator=estimator,
     )
-
-
-def log_edges_km(first_km: float, last_km: float, bins: int) -> Floats:
-    """Bin edges 0, first_km, …, last_km: one bin from 0, and `bins` − 1 of equal ratio above it.
-
-    Returns:
-        (bins+1,) float64 km.
-
-    Raises:
-        ValueError: not 0 < first_km < last_km, or fewer than 2 bins.
-    """
-    check_number("first_km", first_km, low=0, open_low=True)
-    check_number("last_km", last_km, low=first_km, open_low=True)
-    if bins < 2:
-        raise ValueError(f"bins: wanted at least 2, got {bins}")
-    edges = np.concatenate([[0.0], np.geomspace(first_km, last_km, bins)])
-    edges[1], edges[-1] = first_km, last_km
-    return edges
-
-
-def even_edges_km(last_km: float, bins: int) -> Floats:
-    """Bin edges 0 … last_km of equal width: (bins+1,) float64 km; ValueError for bad arguments."""
-    check_number("last_km", last_km, low=0, open_low=True)
-    if bins < 1:
-        raise ValueError(f"bins: wanted at least 1, got {bins}")
-    return np.linspace(0.0, last_km, bins + 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import warnings
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy.typing as npt
 import torch
 
 from semivario_kernels import backends
+from semivario_kernels.binned_run import BinnedRun, PairSample
+from semivario_kernels.binned_sums import BinnedRequest, affordable_cells
 from semivario_kernels.checks import (
     ArrayLike,
     as_tensor,
@@ -20,44 +24,14 @@ from semivario_kernels.checks import (
     check_number,
     check_same,
 )
-from semivario_kernels.dissimilarity import has_image
-from semivario_kernels.empirical_variogram import EmpiricalVariogram, Floats, from_sums
-from semivario_kernels.geometry import EARTH_RADIUS_KM, unit_vectors
+from semivario_kernels.empirical_variogram import EmpiricalVariogram, from_run
+from semivario_kernels.geometry import EARTH_RADIUS_KM
+from semivario_kernels.robust_estimators import robust_gamma
+from semivario_kernels.sorted_places import sorted_places
 
+Floats = npt.NDArray[np.float64]
 Estimator = Literal["matheron", "cressie-hawkins", "dowd"]
 ESTIMATORS = ("matheron", "cressie-hawkins", "dowd")
-
-HISTOGRAM_CELLS = 8192  # of d in [0, 2], for the median: it is right to half a cell, 1.2e-4
-
-
-@dataclass(frozen=True)
-class PairSample:
-    """Which pairs of tiles are measured: all, or as many as hold at most `max_pairs` pairs."""
-
-    max_pairs: int | None
-    seed: int
-
-
-@dataclass
-class BinnedSums:
-    """Per-bin sums over the pairs, as the backends return them, on the CPU.
-
-    Attributes:
-        counts: (K,) int64.
-        sum_h: (K,) float64, km; sum_d, sum_d2, sum_d_quarter alike of d, d² and d^¼.
-        histogram: (K, HISTOGRAM_CELLS) int64 counts of d, or None where not asked for.
-        duplicates: pairs at distance 0.
-        sampled: whether pairs were left out.
-    """
-
-    counts: torch.Tensor
-    sum_h: torch.Tensor
-    sum_d: torch.Tensor
-    sum_d2: torch.Tensor
-    sum_d_quarter: torch.Tensor
-    histogram: torch.Tensor | None
-    duplicates: int
-    sampled: bool
 
 
 def binned_semivariance(
@@ -72,6 +46,7 @@ def binned_semivariance(
     max_pairs: int | None = None,
     seed: int | None = None,
     progress: bool = False,
+    checkpoint: str | Path | None = None,
     backend: str | None = None,
 ) -> EmpiricalVariogram:
     """Empirical semivariogram of embeddings: the mean dissimilarity 1 − cos of pairs, per distance bin.
@@ -88,11 +63,15 @@ def binned_semivariance(
         estimator: "matheron"; or, on the squared difference of vectors with ν = (tr C)²/tr C² effective
             dimensions (C the covariance of the embeddings), "cressie-hawkins" (Cressie and Hawkins, 1980),
             (mean d^¼)⁴ / E[(χ²_ν/ν)^¼]⁴, or "dowd" (Dowd, 1984), median(d)·ν/median(χ²_ν), its median right
-            to 1.2e-4.
+            to half a cell of a histogram: 1.2e-4 with up to 126 bins, 2e-3 with 4,000.
         max_lag_km: leave out pairs beyond; edges above it are dropped.
-        max_pairs: measure at most about this many pairs, a random sample of tiles of them.
+        max_pairs: multiply at most about this many pairs: those at short lags as far as they go, longer ones
+            within random subsets of the places, each band of lags its own; every pair of a bin is as likely as
+            any other.
         seed: seed of the sample; 0 when left out.
         progress: show a progress bar.
+        checkpoint: file that keeps the sums every few seconds; a call with the same arguments goes on from
+            it. It is removed at the end.
         backend: a name from `available_backends()`; None picks the fastest.
 
     Returns:
@@ -100,7 +79,8 @@ def binned_semivariance(
 
     Raises:
         ValueError: shapes that do not agree, fewer than two places with an image, bad coordinates, edges that
-            do not rise from 0 or above, no pair in any bin, an unknown estimator.
+            do not rise from 0 or above, embeddings that are not finite, no pair in any bin, an unknown
+            estimator, a checkpoint of another run.
     """
     v = check_matrix("embeddings", embeddings)
     p = check_latlon("latlon", latlon, rows=v.shape[0])
@@ -114,44 +94,52 @@ def binned_semivariance(
     if max_pairs is not None:
         check_number("max_pairs", max_pairs, low=1)
     sample = PairSample(max_pairs, 0 if seed is None else seed)
-
-    v, p = _with_image("embeddings", v, p, 2 if other is None else 1)
     u = q = None
     if other is not None and other_latlon is not None:
         u = check_matrix("other", other, columns=v.shape[1])
         q = check_latlon("other_latlon", other_latlon, rows=u.shape[0])
         for name, tensor in (("other", u), ("other_latlon", q)):
             check_same("device", "embeddings", v, name, tensor)
-        u, q = _with_image("other", u, q, 1)
 
-    sums: BinnedSums = backends.load(backend, v).binned_sums(
-        v,
-        unit_vectors(p),
-        u,
-        None if q is None else unit_vectors(q),
-        squared_chord_edges(edges).to(v.device),
-        estimator == "dowd",
-        sample,
-        progress,
+    sides = [("embeddings", v, p)]
+    if u is not None and q is not None:
+        sides.append(("other", u, q))
+    places, blocks = sorted_places(sides, bins=len(edges) - 1)
+    request = BinnedRequest(
+        squared_chord_edges(edges),
+        blocks,
+        wants_quarters=estimator == "cressie-hawkins",
+        histogram_cells=affordable_cells(len(edges) - 1) if estimator == "dowd" else 0,
     )
-    counts = sums.counts.numpy()
-    if not counts.any():
+    chosen = backends.load(backend, v)
+    run = BinnedRun(places, edges, request, partial(chosen.binning, v), sample)
+    fingerprint = ""
+    if checkpoint is not None:
+        fingerprint = _fingerprint(chosen.__name__, estimator, sample, edges, v, p, u, q)
+    state = run.run(progress, None if checkpoint is None else Path(checkpoint), fingerprint)
+    measured = from_run(edges, state, estimator, sample.seed if run.sampled else None)
+    if not measured.counts.any():
         raise ValueError(
             f"edges_km: no pair lies between {edges[0]:g} and {edges[-1]:g} km; "
-            f"{v.shape[0]} places were given"
+            f"{len(places[0])} places were given"
         )
-    return from_sums(
-        edges,
-        counts,
-        sum_h=sums.sum_h.numpy(),
-        sum_d=sums.sum_d.numpy(),
-        sum_d2=sums.sum_d2.numpy(),
-        duplicates=sums.duplicates,
-        sampled=sums.sampled,
-        seed=sample.seed if sums.sampled else None,
-        gamma=None if estimator == "matheron" else _robust_gamma(estimator, sums, v, u),
-        estimator=estimator,
-    )
+    if estimator != "matheron":
+        measured = replace(measured, gamma=robust_gamma(estimator, state.total, places))
+    return measured
+
+
+def _fingerprint(*parts: object) -> str:
+    """Names the run: options whole, positions whole, embeddings by shape and by 64 of their rows."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor) and part.shape[1] > 2:
+            rows = torch.linspace(0, len(part) - 1, 64).long()
+            digest.update(repr((part.dtype, tuple(part.shape))).encode())
+            part = part[rows.to(part.device)].double()
+        if isinstance(part, torch.Tensor):
+            part = part.cpu().double().numpy()
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()
 
 
 def squared_chord_edges(edges_km: Floats) -> torch.Tensor:
@@ -172,62 +160,3 @@ def _check_edges(edges_km: ArrayLike, max_lag_km: float | None) -> npt.NDArray[n
         check_number("max_lag_km", max_lag_km, low=values[1])
         values = values[values <= max_lag_km]
     return values
-
-
-def _with_image(
-    name: str, embeddings: torch.Tensor, latlon: torch.Tensor, least: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave out all-zero rows."""
-    kept = has_image(embeddings)
-    rows = int(kept.sum())
-    if rows < least:
-        raise ValueError(f"{name}: wanted at least {least} rows that are not all zero, got {rows}")
-    return (embeddings, latlon) if rows == len(kept) else (embeddings[kept], latlon[kept])
-
-
-def _robust_gamma(estimator: Estimator, sums: BinnedSums, v: torch.Tensor, u: torch.Tensor | None) -> Floats:
-    nu = effective_dimensions(v if u is None else torch.cat([v, u]))
-    pairs = torch.where(sums.counts > 0, sums.counts.double(), torch.nan)
-    if estimator == "cressie-hawkins":
-        # E[(χ²_ν/ν)^¼] = (2/ν)^¼ · Γ(ν/2 + ¼) / Γ(ν/2)
-        expected = (2 / nu) ** 0.25 * math.exp(math.lgamma(nu / 2 + 0.25) - math.lgamma(nu / 2))
-        gamma = (sums.sum_d_quarter / pairs) ** 4 / expected**4
-    else:
-        assert sums.histogram is not None
-        gamma = _histogram_median(sums.histogram, pairs) * nu / chi2_median(nu)
-    few = (sums.counts > 0) & (sums.counts < 30)
-    if bool(few.any()):
-        bins = few.nonzero()[:, 0].tolist()
-        warnings.warn(f"{estimator} wants about 30 pairs a bin; bins {bins} hold fewer", stacklevel=3)
-    values: Floats = gamma.numpy()
-    return values
-
-
-def effective_dimensions(embeddings: torch.Tensor) -> float:
-    """ν = (tr C)²/tr C², C the covariance of the unit vectors: how many independent fields they are worth."""
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    covariance = torch.cov(unit.T).reshape(unit.shape[1], unit.shape[1])
-    trace_of_square = covariance.square().sum()
-    return float(covariance.trace() ** 2 / trace_of_square) if trace_of_square > 0 else float(unit.shape[1])
-
-
-def chi2_median(nu: float) -> float:
-    """Median of the χ² distribution with ν degrees of freedom, by bisection of its distribution function."""
-    low, high = 0.0, 4 * nu + 4
-    half_nu = torch.tensor(nu / 2, dtype=torch.float64)
-    for _ in range(100):
-        middle = (low + high) / 2
-        below = torch.special.gammainc(half_nu, torch.tensor(middle / 2, dtype=torch.float64)) < 0.5
-        low, high = (middle, high) if below else (low, middle)
-    return high
-
-
-def _histogram_median(histogram: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """Median per bin, linear inside its cell; NaN for an empty bin."""
-    cumulative = histogram.cumsum(dim=1).double()
-    half = (pairs / 2).nan_to_num(0.0)[:, None]
-    cell = torch.searchsorted(cumulative, half).clamp(max=HISTOGRAM_CELLS - 1)
-    inside = histogram.gather(1, cell).double()
-    before = cumulative.gather(1, cell) - inside
-    median = (cell + (half - before) / inside.clamp(min=1)) * (2 / HISTOGRAM_CELLS)
-    return torch.where(pairs.isnan(), torch.nan, median[:, 0])

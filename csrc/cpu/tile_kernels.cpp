@@ -16,19 +16,7 @@
 #include <cmath>
 
 #include "../geometry.h"
-
-#define SEMIVARIO_NAME_(isa) kernels_##isa
-#define SEMIVARIO_NAME(isa) SEMIVARIO_NAME_(isa)
-#define SEMIVARIO_STRING_(isa) #isa
-#define SEMIVARIO_STRING(isa) SEMIVARIO_STRING_(isa)
-
-#if defined(_MSC_VER)
-#define SEMIVARIO_SIMD
-#define SEMIVARIO_RESTRICT __restrict
-#else
-#define SEMIVARIO_SIMD _Pragma("omp simd")
-#define SEMIVARIO_RESTRICT __restrict__
-#endif
+#include "isa.h"
 
 namespace semivario {
 namespace {
@@ -452,9 +440,18 @@ void terms(const LossConstants& loss, std::int64_t total, const float* h, const 
 
 }  // namespace
 
-extern const Kernels SEMIVARIO_NAME(SEMIVARIO_ISA);
-const Kernels SEMIVARIO_NAME(SEMIVARIO_ISA) = {
-    SEMIVARIO_STRING(SEMIVARIO_ISA), forward, column_statistics, gradient, haversine, distances, terms,
+BinnedTile SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA);
+
+extern const Kernels SEMIVARIO_NAME(kernels_, SEMIVARIO_ISA);
+const Kernels SEMIVARIO_NAME(kernels_, SEMIVARIO_ISA) = {
+    SEMIVARIO_STRING(SEMIVARIO_ISA),
+    forward,
+    column_statistics,
+    gradient,
+    haversine,
+    SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA),
+    distances,
+    terms,
 };
 
 }  // namespace semivario

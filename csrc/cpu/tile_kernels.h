@@ -6,6 +6,7 @@
 #include "../policy.h"
 #include "../tile.h"
 #include "../variogram.h"
+#include "binned_kernels.h"
 
 namespace semivario {
 
@@ -44,6 +45,8 @@ struct Kernels {
     // Great-circle distances in km of p (rows, 3) and of q's columns.
     void (*haversine)(const float* p, std::int64_t rows, const float* const q[3], std::int64_t columns,
                       Matrix<float> out, int threads);
+
+    BinnedTile* binned_tile;
 
     // The headers value by value, n pairs each, for the tests.
     void (*distances)(std::int64_t n, const float* p, const float* const q[3], float* h, float* chord);

@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from semivario_kernels.backends import cuda_epilogue, native_epilogue, tiled_matrices
-from semivario_kernels.backends.binned_tiles import binned_sums
+from semivario_kernels.backends.binned_native import NativeBinning
+from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.backends.cuda_epilogue import CudaEpilogue
 from semivario_kernels.backends.cuda_ranking import topk_gallery
 from semivario_kernels.backends.native_epilogue import NativeEpilogue
 from semivario_kernels.backends.tile_driver import Epilogue, Prepared, TileDriver
 from semivario_kernels.backends.tiled_matrices import cosine_dissimilarity
 from semivario_kernels.backends.torch_epilogue import TorchEpilogue
+from semivario_kernels.dissimilarity import arithmetic_dtype
 
 if TYPE_CHECKING:
+    from semivario_kernels.backends.binned_walk import PairBinning
+    from semivario_kernels.binned_sums import BinnedRequest
     from semivario_kernels.problem import InfoNCEProblem
 
 __all__ = [
-    "binned_sums",
+    "binning",
     "cosine_dissimilarity",
     "driver",
     "pairwise_haversine",
@@ -56,6 +60,13 @@ def pairwise_haversine(p: torch.Tensor, q: torch.Tensor, dtype: torch.dtype) -> 
     haversine_km = cuda_epilogue.haversine_km if p.is_cuda else native_epilogue.haversine_km
     haversine_km(p.float(), q.float(), out)
     return out
+
+
+def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
+    """What bins the pairs of a semivariogram."""
+    if arithmetic_dtype(embeddings) == torch.float32 and not embeddings.is_cuda:
+        return NativeBinning(request)
+    return TorchBinning(request, arithmetic_dtype(embeddings), embeddings.device)
 
 
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:

@@ -36,6 +36,11 @@ def unavailable_reason() -> str | None:
     return _reason
 
 
+def native_extension() -> Any:
+    """The compiled extension; `unavailable_reason` says whether there is one."""
+    return _native
+
+
 class NativeEpilogue:
     """`tile_driver.Epilogue` in C++: one pass over the tile, on `torch.get_num_threads()` threads.
 

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from semivario_kernels.backends.binned_tiles import binned_sums
+from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.dissimilarity import arithmetic_dtype, has_image, unit_rows
 from semivario_kernels.geometry import great_circle_km, unit_vectors
 from semivario_kernels.policy import PairTerms, pair_terms
 
 if TYPE_CHECKING:
+    from semivario_kernels.backends.binned_walk import PairBinning
+    from semivario_kernels.binned_sums import BinnedRequest
     from semivario_kernels.problem import InfoNCEProblem
 
 
 __all__ = [
-    "binned_sums",
+    "binning",
     "cosine_dissimilarity",
     "info_nce",
     "pairwise_haversine",
@@ -48,6 +50,11 @@ def topk_gallery(x: torch.Tensor, y: torch.Tensor, k: int) -> tuple[torch.Tensor
     dtype = arithmetic_dtype(x)
     values, indices = torch.sort(x.to(dtype) @ y.to(dtype).T, dim=1, descending=True, stable=True)
     return values[:, :k].contiguous(), indices[:, :k].contiguous()
+
+
+def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
+    """What bins the pairs of a semivariogram."""
+    return TorchBinning(request, torch.float64, embeddings.device)
 
 
 def info_nce(problem: InfoNCEProblem) -> torch.Tensor:

@@ -13,7 +13,7 @@ from semivario_kernels import (
     even_edges_km,
     log_edges_km,
 )
-from semivario_kernels.semivariance import chi2_median, effective_dimensions
+from semivario_kernels.robust_estimators import chi2_median, effective_dimensions
 
 
 def embeddings_of(latlon, dim=24, seed=0):

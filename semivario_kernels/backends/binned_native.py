@@ -1,0 +1,68 @@
+"""Binning of product tiles in C++: one pass over a tile of float32 products, on all of torch's threads."""
+
+from __future__ import annotations
+
+import torch
+
+from semivario_kernels.backends.bin_table import make_bin_table
+from semivario_kernels.backends.binned_torch import gathered_rows
+from semivario_kernels.backends.binned_walk import Buffer, Side
+from semivario_kernels.backends.native_epilogue import native_extension
+from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
+
+Tensor = torch.Tensor
+
+
+class NativeBinning:
+    """`binned_walk.PairBinning` in C++: float32 products, float64 sums, a copy of them for each thread."""
+
+    row_blocks: tuple[int, ...] = (256, 512, 1024, 2048)
+    column_batch = 2048
+
+    def __init__(self, request: BinnedRequest) -> None:
+        threads = torch.get_num_threads()
+        self.totals = BinnedSums.empty(request, copies=threads)
+        self._table = table = make_bin_table(request.chord_edges.numpy())
+        addresses = {name: tensor.data_ptr() for name, tensor in self.totals.tensors().items()}
+        self._binning = native_extension().Binning(
+            edges=table.edges.ctypes.data,
+            cells=table.cells.ctypes.data,
+            cell_count=len(table.cells),
+            first_cell=table.first_cell,
+            shift=table.shift,
+            steps=table.steps,
+            bins=request.bins,
+            blocks=request.blocks,
+            threads=threads,
+            sums=addresses["sums"],
+            quarter_sums=addresses.get("quarter_sums", 0),
+            histogram=addresses.get("histogram", 0),
+            histogram_cells=request.histogram_cells,
+            duplicates=addresses["duplicates"],
+        )
+
+    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
+        """Rows of the embeddings in float32."""
+        return gathered_rows(embeddings, index, buffer, torch.float32)
+
+    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
+        """Dot products of the two sides."""
+        return torch.mm(rows, columns.T, out=buffer.take(len(rows), len(columns), torch.float32, rows.device))
+
+    def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
+        """Bin a tile of pairs."""
+        self._binning.add(_addresses(rows), _addresses(columns), dot.data_ptr(), dot.stride(0), diagonal)
+
+
+def _addresses(side: Side) -> tuple[int, int, int, int, int]:
+    assert side.axes.dtype == torch.float64
+    assert side.axes.stride(1) == 1
+    assert side.inverse_norm.dtype == torch.float32
+    assert side.block.dtype == torch.int32
+    return (
+        side.axes.shape[1],
+        side.axes.data_ptr(),
+        side.axes.stride(0),
+        side.inverse_norm.data_ptr(),
+        side.block.data_ptr(),
+    )

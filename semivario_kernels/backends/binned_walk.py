@@ -1,0 +1,248 @@
+"""The walk over the pairs of places that every backend's binned semivariance shares.
+
+Places are sorted once along a space-filling curve. A row block meets the columns that may lie within reach:
+
+    dot = v_rows·u_columnsᵀ             vendor's BLAS into a reused buffer
+    binning.add(rows, columns, dot)     distance → bin → (count, Σh, Σd, Σd²), one pass
+
+Of one set of places the upper triangle is walked, each pair once. With a last edge below half a turn, tiles
+of 128 sorted places carry a bounding cap, and the tiles whose caps lie further apart than the last edge are
+neither gathered nor multiplied: the cost grows with the pairs that count. Places belong to spatial blocks,
+runs of the curve, between which the sums are kept apart (`spatial_blocks.py`).
+
+Memory: O(N) for the order, positions and norms, and the buffers of one tile; embeddings are gathered row by
+row, so that memory-mapped ones are read where they lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from semivario_kernels.binned_sums import BinnedSums
+
+Tensor = torch.Tensor
+
+TILE = 128  # sorted places under one bounding cap
+DIAGONAL_ROWS = 256  # of a row block against itself, so that little of the lower triangle is multiplied
+GATHERED_ROWS = 100  # gathering a column costs about as much as multiplying it with so many rows
+ANGLE_SLACK = 1e-7  # radians; above the rounding of the caps
+
+
+class Buffer:
+    """Memory that is used again, and grows where it must."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised (rows, columns) matrix; the one taken before is void."""
+        size = rows * columns
+        if self._memory is None or self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=dtype, device=device)
+        return self._memory[:size].view(rows, columns)
+
+
+@dataclass
+class Side:
+    """One side of a tile: n places in the order of the curve.
+
+    Attributes:
+        axes: (3, n) float64 unit vectors.
+        inverse_norm: (n,) 1/|v| in the dtype of the products' results.
+        block: (n,) int32, rising.
+    """
+
+    axes: Tensor
+    inverse_norm: Tensor
+    block: Tensor
+
+
+class PairBinning(Protocol):
+    """What a backend makes of the product tiles.
+
+    Attributes:
+        row_blocks: numbers of rows a block may have, rising multiples of TILE; the cheapest is taken.
+        column_batch: how many columns meet a row block at once.
+        totals: the sums so far.
+    """
+
+    row_blocks: tuple[int, ...]
+    column_batch: int
+    totals: BinnedSums
+
+    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
+        """Rows `index` of the embeddings, as the products want them."""
+
+    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
+        """Σ_e rows_ie·columns_je, in float32 or float64."""
+
+    def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
+        """Bin the pairs of a tile; with `diagonal` only columns j > i count."""
+
+
+class Places:
+    """Places with an image in the order of the curve.
+
+    Args:
+        embeddings: (N, E), gathered row by row.
+        index: (n,) int64 rows of it, in the order of the curve.
+        axes: (3, n) float64 unit vectors.
+        inverse_norm: (n,) 1/|v|.
+        block: (n,) int32 spatial blocks, rising.
+    """
+
+    def __init__(
+        self, embeddings: Tensor, index: Tensor, axes: Tensor, inverse_norm: Tensor, block: Tensor
+    ) -> None:
+        self.embeddings, self.index, self.axes = embeddings, index, axes
+        self.inverse_norm, self.block = inverse_norm, block
+        self.caps = _bounding_caps(axes)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def side(self, where: slice | Tensor) -> Side:
+        """Positions, norms and blocks of sorted places."""
+        return Side(self.axes[:, where], self.inverse_norm[where], self.block[where])
+
+    def subset(self, kept: Tensor) -> Places:
+        """The places where `kept` (n,) is true."""
+        return Places(
+            self.embeddings,
+            self.index[kept],
+            self.axes[:, kept],
+            self.inverse_norm[kept],
+            self.block[kept],
+        )
+
+
+@dataclass
+class Caps:
+    """Bounding caps: every place of a tile lies within `radius` (radians) of its `center`, a unit vector."""
+
+    center: Tensor
+    radius: Tensor
+
+
+def _bounding_caps(axes: Tensor) -> Caps:
+    """Caps of consecutive tiles of (3, n) unit vectors."""
+    centers, radii = [], []
+    for part in torch.split(axes, 1024 * TILE, dim=1):
+        whole = part.shape[1] // TILE * TILE
+        for piece in (part[:, :whole].reshape(3, -1, TILE), part[:, whole:].reshape(3, 1, -1)):
+            if piece.numel() == 0:
+                continue
+            mean = piece.mean(dim=2)
+            norm = mean.norm(dim=0)
+            center = torch.where(norm > 1e-6, mean / norm.clamp(min=1e-6), piece[:, :, 0])
+            chord = (piece - center[:, :, None]).square().sum(dim=0).amax(dim=1).sqrt()
+            centers.append(center.T)
+            radii.append(2 * torch.asin((chord / 2).clamp(max=1)))
+    return Caps(torch.cat(centers).cpu(), torch.cat(radii).cpu())  # where the walk is steered
+
+
+def _angles(center: Tensor, centers: Tensor) -> Tensor:
+    chord = (centers - center).square().sum(dim=1).sqrt()
+    return 2 * torch.asin((chord / 2).clamp(max=1))
+
+
+class Walk:
+    """The row blocks of one walk, and what each of them meets.
+
+    Args:
+        places: one set, for its pairs with each other; or two, the rows' and the columns'.
+        reach: squared chord of the last edge; pairs further apart need not be met.
+        binning: what bins the tiles.
+
+    Attributes:
+        pairs: number of pairs that each row block multiplies.
+    """
+
+    def __init__(self, places: list[Places], reach: float, binning: PairBinning) -> None:
+        self.rows, self.columns = places[0], places[-1]
+        self.triangle = len(places) == 1
+        self.binning = binning
+        self._reach = 2 * math.asin(min(math.sqrt(reach) / 2, 1.0)) if reach < 4 else math.pi
+        self.block_rows = self._best_block_rows()
+        self.pairs = [self._pairs(start) for start in self.starts]
+        self._row_buffer, self._column_buffer, self._dot_buffer = Buffer(), Buffer(), Buffer()
+
+    @property
+    def starts(self) -> range:
+        """First row of every row block."""
+        return range(0, len(self.rows), self.block_rows)
+
+    def run_block(self, number: int) -> None:
+        """Multiply and bin a row block with everything it meets."""
+        binning, start = self.binning, self.starts[number]
+        stop = min(start + self.block_rows, len(self.rows))
+        own = binning.gathered(self.rows.embeddings, self.rows.index[start:stop], self._row_buffer)
+        if self.triangle:
+            for first in range(start, stop, DIAGONAL_ROWS):
+                last = min(first + DIAGONAL_ROWS, stop)
+                dot = binning.product(
+                    own[first - start : last - start], own[first - start :], self._dot_buffer
+                )
+                binning.add(self.rows.side(slice(first, last)), self.rows.side(slice(first, stop)), dot, True)
+        side = self.rows.side(slice(start, stop))
+        for where in self._column_batches(start):
+            index = self.columns.index[where]
+            other = binning.gathered(self.columns.embeddings, index, self._column_buffer)
+            dot = binning.product(own, other, self._dot_buffer)
+            binning.add(side, self.columns.side(where), dot, False)
+
+    def _candidates(self, start: int, block_rows: int) -> Tensor:
+        """The column tiles that a row block meets beside its own."""
+        caps = self.rows.caps
+        own = slice(start // TILE, -(-min(start + block_rows, len(self.rows)) // TILE))
+        center = caps.center[own].mean(dim=0)
+        norm = center.norm()
+        center = center / norm if norm > 1e-6 else caps.center[own.start]
+        radius = (_angles(center, caps.center[own]) + caps.radius[own]).max()
+        others = self.columns.caps
+        first = own.stop if self.triangle else 0
+        if self._reach >= math.pi:
+            return torch.arange(first, len(others.radius))
+        near = _angles(center, others.center[first:]) <= radius + others.radius[first:] + (
+            self._reach + ANGLE_SLACK
+        )
+        return first + near.nonzero()[:, 0]
+
+    def _column_batches(self, start: int) -> Iterator[slice | Tensor]:
+        tiles = self._candidates(start, self.block_rows)
+        n = len(self.columns)
+        per_batch = self.binning.column_batch // TILE
+        for start_tile in range(0, len(tiles), per_batch):
+            part = tiles[start_tile : start_tile + per_batch]
+            first, last = int(part[0]), int(part[-1])
+            if last - first + 1 == len(part):
+                yield slice(first * TILE, min((last + 1) * TILE, n))
+            else:
+                places = (part[:, None] * TILE + torch.arange(TILE)).reshape(-1)
+                yield places[places < n].to(self.columns.index.device)
+
+    def _pairs(self, start: int, block_rows: int | None = None) -> int:
+        """Pairs that a row block multiplies."""
+        block_rows = block_rows or self.block_rows
+        size = min(block_rows, len(self.rows) - start)
+        tiles = self._candidates(start, block_rows)
+        columns = len(tiles) * TILE
+        if len(tiles) and int(tiles[-1]) == len(self.columns.caps.radius) - 1:
+            columns -= -len(self.columns) % TILE
+        return size * columns + (size * (size - 1) // 2 if self.triangle else 0)
+
+    def _best_block_rows(self) -> int:
+        """Small row blocks leave more tiles out, large ones share the gathered columns."""
+        if self._reach >= math.pi:
+            return self.binning.row_blocks[-1]
+
+        def cost(block_rows: int) -> float:
+            pairs = sum(self._pairs(start, block_rows) for start in range(0, len(self.rows), block_rows))
+            return pairs * (1 + GATHERED_ROWS / block_rows)
+
+        return min(self.binning.row_blocks, key=cost)

@@ -1,0 +1,200 @@
+"""One estimate of a semivariogram from sorted places to sums: strata of lags, progress bar, checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from semivario_kernels.atomic import write_atomically
+from semivario_kernels.backends.binned_walk import PairBinning, Places, Walk
+from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
+from semivario_kernels.lag_strata import lag_strata
+from semivario_kernels.progress import progress_bar
+
+Floats = npt.NDArray[np.float64]
+
+CHECKPOINT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """Multiply at most `max_pairs` pairs, a random sample of them; None takes all."""
+
+    max_pairs: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class RunState:
+    """How far a run has come: what its checkpoint holds.
+
+    Attributes:
+        total: sums of the finished strata.
+        fraction: (K,) share of each bin's pairs that is measured.
+        pairs: multiplied in the finished strata.
+        stratum: the stratum at work.
+        block: its next row block.
+        partial: its sums so far, None before the first block.
+    """
+
+    total: BinnedSums
+    fraction: Floats
+    pairs: int = 0
+    stratum: int = 0
+    block: int = 0
+    partial: BinnedSums | None = None
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write everything atomically; `fingerprint` says whose sums they are."""
+        arrays: dict[str, Any] = {
+            f"total_{name}": tensor.numpy() for name, tensor in self.total.tensors().items()
+        }
+        if self.partial is not None:
+            arrays |= {f"partial_{name}": tensor.numpy() for name, tensor in self.partial.tensors().items()}
+        for name in ("pairs", "stratum", "block"):
+            arrays[name] = getattr(self, name)
+        arrays |= {"fingerprint": fingerprint, "fraction": self.fraction}
+        write_atomically(path, lambda file: np.savez(file, **arrays))
+
+    @classmethod
+    def load(cls, path: Path, fingerprint: str) -> RunState:
+        """Read what `save` wrote; ValueError where it is another run's."""
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                values = dict(archive)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"checkpoint: {path} does not hold a run: {error}") from error
+        if str(values.get("fingerprint")) != fingerprint:
+            raise ValueError(
+                f"checkpoint: {path} belongs to other places, embeddings or options; "
+                "remove it to start afresh, or name another"
+            )
+
+        def sums(prefix: str) -> BinnedSums:
+            names = [part.name for part in fields(BinnedSums)]
+            found: dict[str, Any] = {
+                name: torch.from_numpy(values[prefix + name]) if prefix + name in values else None
+                for name in names
+            }
+            return BinnedSums(**found)
+
+        return cls(
+            total=sums("total_"),
+            fraction=values["fraction"],
+            pairs=int(values["pairs"]),
+            stratum=int(values["stratum"]),
+            block=int(values["block"]),
+            partial=sums("partial_") if "partial_sums" in values else None,
+        )
+
+
+@dataclass
+class BinnedRun:
+    """The walks of one estimate, one for each stratum of lags.
+
+    Attributes:
+        places: one set, sorted, for its pairs with each other; or two, for the pairs between them.
+        edges_km: (K+1,) bin edges.
+        request: the sums wanted.
+        make_binning: makes what bins the tiles of a request.
+        sample: how many pairs.
+    """
+
+    places: list[Places]
+    edges_km: Floats
+    request: BinnedRequest
+    make_binning: Callable[[BinnedRequest], PairBinning]
+    sample: PairSample
+    strata: list[tuple[int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.strata = [(0, self.request.bins)]
+        self._ranks: list[torch.Tensor] = []
+        sizes = [len(places) for places in self.places]
+        if self.sample.max_pairs is not None and self.sample.max_pairs < _pairs(sizes):
+            self.strata = lag_strata(self.edges_km)
+            generator = torch.Generator().manual_seed(self.sample.seed)
+            self._ranks = [torch.randperm(size, generator=generator) for size in sizes]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether only a sample of the pairs is measured."""
+        return bool(self._ranks)
+
+    def run(self, progress: bool, checkpoint: Path | None, fingerprint: str) -> RunState:
+        """Walk all strata, or what the checkpoint leaves of them; the checkpoint is removed at the end."""
+        state = RunState(BinnedSums.empty(self.request), np.ones(self.request.bins))
+        if checkpoint is not None and checkpoint.exists():
+            state = RunState.load(checkpoint, fingerprint)
+        saved = time.monotonic()
+        walk, fraction = self._plan(state)
+        expected = self.sample.max_pairs if self._ranks else sum(walk.pairs)
+        with progress_bar("binned semivariance", expected or 0, "pairs", progress) as advance:
+            advance(state.pairs)
+            while True:
+                if state.partial is not None:
+                    walk.binning.totals.start_from(state.partial)
+                advance(sum(walk.pairs[: state.block]))
+                for block in range(state.block, len(walk.pairs)):
+                    walk.run_block(block)
+                    advance(walk.pairs[block])
+                    if checkpoint is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                        state.block, state.partial = block + 1, walk.binning.totals.added_up()
+                        state.save(checkpoint, fingerprint)
+                        saved = time.monotonic()
+                self._finish(state, walk, fraction)
+                if state.stratum == len(self.strata):
+                    break
+                walk, fraction = self._plan(state)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        return state
+
+    def _plan(self, state: RunState) -> tuple[Walk, float]:
+        """The walk of the state's stratum, and the share of its pairs that it measures."""
+        first, last = self.strata[state.stratum]
+        request = self.request.between(first, last)
+        binning, reach = self.make_binning(request), float(request.chord_edges[-1])
+        walk = Walk(self.places, reach, binning)
+        if not self._ranks or self.sample.max_pairs is None:
+            return walk, 1.0
+        # what the shorter lags left over goes to the longer ones
+        budget = (self.sample.max_pairs - state.pairs) * (last - first) / (self.request.bins - first)
+        sizes = wanted = [len(places) for places in self.places]
+        share = 1.0
+        while sum(walk.pairs) > budget and max(wanted) > 2:
+            share *= 0.98 * math.sqrt(budget / sum(walk.pairs))
+            wanted = [max(2, int(share * size)) for size in sizes]
+            subsets = [
+                places.subset(rank.to(places.index.device) < size)
+                for places, rank, size in zip(self.places, self._ranks, wanted, strict=True)
+            ]
+            walk = Walk(subsets, reach, binning)
+        return walk, _pairs(wanted) / _pairs(sizes)
+
+    def _finish(self, state: RunState, walk: Walk, fraction: float) -> None:
+        """Add a stratum's sums to the total and move to the next."""
+        first, last = self.strata[state.stratum]
+        found = walk.binning.totals.added_up()
+        state.total.sums[:, :, :, first + 1 : last + 1] = found.sums[:, :, :, 1:-1]
+        if state.stratum == 0:  # the one with the most places
+            state.total.duplicates = found.duplicates
+        for name in ("quarter_sums", "histogram"):
+            total, part = getattr(state.total, name), getattr(found, name)
+            if total is not None and part is not None:
+                total[:, first + 1 : last + 1] = part[:, 1:-1]
+        state.fraction[first:last] = fraction
+        state.pairs += sum(walk.pairs)
+        state.stratum, state.block, state.partial = state.stratum + 1, 0, None
+
+
+def _pairs(sizes: list[int]) -> int:
+    return sizes[0] * sizes[1] if len(sizes) == 2 else sizes[0] * (sizes[0] - 1) // 2

@@ -1,0 +1,99 @@
+"""What the backends of the binned semivariance are asked for, and the sums they return."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+BIN_SUMS = 4  # count, Σh, Σd, Σd²
+MOST_BLOCKS = 32
+MOST_BLOCK_BYTES = 8 * 2**20  # of the sums between blocks, per thread
+HISTOGRAM_CELLS = 8192  # of d in [0, 2], for the median: it is right to half a cell, 1.2e-4
+MOST_HISTOGRAM_BYTES = 8 * 2**20  # per thread
+
+
+@dataclass(frozen=True)
+class BinnedRequest:
+    """Which sums are wanted.
+
+    Attributes:
+        chord_edges: (K+1,) float64 squared chords on the CPU, rising; infinite beyond half a turn.
+        blocks: number of spatial blocks of places.
+        wants_quarters: whether to sum d^¼.
+        histogram_cells: cells of the histogram of d per bin, 0 for none.
+    """
+
+    chord_edges: torch.Tensor
+    blocks: int
+    wants_quarters: bool = False
+    histogram_cells: int = 0
+
+    @property
+    def bins(self) -> int:
+        """K."""
+        return len(self.chord_edges) - 1
+
+    def between(self, first: int, last: int) -> BinnedRequest:
+        """The same for the bins first … last−1."""
+        return replace(self, chord_edges=self.chord_edges[first : last + 1])
+
+
+def affordable_blocks(places: int, bins: int) -> int:
+    """Number of spatial blocks: at least 8 places each, and bounded memory."""
+    return max(1, min(MOST_BLOCKS, places // 8, math.isqrt(MOST_BLOCK_BYTES // (8 * BIN_SUMS * (bins + 2)))))
+
+
+def affordable_cells(bins: int) -> int:
+    """Number of the histogram's cells: a power of two, and bounded memory."""
+    most = MOST_HISTOGRAM_BYTES // (8 * (bins + 2))
+    return min(HISTOGRAM_CELLS, 1 << max(4, most.bit_length() - 1))
+
+
+@dataclass
+class BinnedSums:
+    """Sums over pairs per bin, in copies that a backend's threads fill; bins 0 and K+1 lie outside the edges.
+
+    Attributes:
+        sums: (copies, G, G, K+2, 4) float64 count, Σh, Σd, Σd² between spatial blocks; counts are exact below
+            2⁵³.
+        duplicates: (copies,) int64 pairs at distance 0.
+        quarter_sums: (copies, K+2) float64 Σd^¼, or None.
+        histogram: (copies, K+2, cells) int64 counts of d, or None.
+    """
+
+    sums: torch.Tensor
+    duplicates: torch.Tensor
+    quarter_sums: torch.Tensor | None
+    histogram: torch.Tensor | None
+
+    @classmethod
+    def empty(cls, request: BinnedRequest, device: torch.device | str = "cpu", copies: int = 1) -> BinnedSums:
+        """All zero."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+            return torch.zeros(copies, *shape, dtype=dtype, device=device)
+
+        bins, blocks, cells = request.bins + 2, request.blocks, request.histogram_cells
+        return cls(
+            sums=zeros(blocks, blocks, bins, BIN_SUMS),
+            duplicates=zeros(dtype=torch.int64),
+            quarter_sums=zeros(bins) if request.wants_quarters else None,
+            histogram=zeros(bins, cells, dtype=torch.int64) if cells else None,
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The sums that there are, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def added_up(self) -> BinnedSums:
+        """One copy, on the CPU."""
+        return replace(self, **{k: v.cpu().sum(dim=0, keepdim=True) for k, v in self.tensors().items()})
+
+    def start_from(self, other: BinnedSums) -> None:
+        """Take over what an earlier run had added up."""
+        for name, value in self.tensors().items():
+            value.zero_()
+            value[0] = getattr(other, name)[0]
