@@ -124,11 +124,11 @@ class Epilogue {
 class Binning {
   public:
     Binning(Address edges, Address cells, std::int32_t cell_count, std::int32_t first_cell, std::int32_t shift,
-            std::int32_t steps, std::int32_t bins, Index blocks, int threads, Address sums, Address quarter_sums,
+            float offset, std::int32_t bins, Index blocks, int threads, Address sums, Address quarter_sums,
             Address histogram, Index histogram_cells, Address duplicates)
         : kernels_(choose_kernels()),
-          table_{at<const double>(edges), at<const std::int32_t>(cells), cell_count, first_cell, shift, steps, bins},
-          out_{at<double>(sums),
+          table_{at<const double>(edges), at<const std::int32_t>(cells), cell_count, first_cell, shift, offset, bins},
+          out_{at<Index>(sums),
                at<double>(quarter_sums),
                at<Index>(histogram),
                at<Index>(duplicates),
@@ -189,14 +189,17 @@ PYBIND11_MODULE(_native, m) {
 
     using semivario::Binning;
     py::class_<Binning>(m, "Binning", "Sums over the pairs of tiles, per distance bin.")
-        .def(py::init<std::uintptr_t, std::uintptr_t, std::int32_t, std::int32_t, std::int32_t, std::int32_t,
+        .def(py::init<std::uintptr_t, std::uintptr_t, std::int32_t, std::int32_t, std::int32_t, float,
                       std::int32_t, std::int64_t, int, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
                       std::uintptr_t>(),
              py::kw_only(), py::arg("edges"), py::arg("cells"), py::arg("cell_count"), py::arg("first_cell"),
-             py::arg("shift"), py::arg("steps"), py::arg("bins"), py::arg("blocks"), py::arg("threads"),
+             py::arg("shift"), py::arg("offset"), py::arg("bins"), py::arg("blocks"), py::arg("threads"),
              py::arg("sums"), py::arg("quarter_sums"), py::arg("histogram"), py::arg("histogram_cells"),
              py::arg("duplicates"))
-        .def("add", &Binning::add, release());
+        .def("add", &Binning::add, release())
+        .def_property_readonly_static("units", [](const py::object&) {
+            return std::vector<double>{1.0, semivario::H_UNITS, semivario::D_UNITS, semivario::D2_UNITS};
+        });
 
     m.def("haversine", &semivario::haversine, release(), "Great-circle distances in km, (rows, columns).");
     m.def("pair_distances", &semivario::pair_distances, release(),

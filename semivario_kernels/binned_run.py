@@ -141,13 +141,13 @@ class BinnedRun:
             advance(state.pairs)
             while True:
                 if state.partial is not None:
-                    walk.binning.totals.start_from(state.partial)
+                    walk.binning.start_from(state.partial)
                 advance(sum(walk.pairs[: state.block]))
                 for block in range(state.block, len(walk.pairs)):
                     walk.run_block(block)
                     advance(walk.pairs[block])
                     if checkpoint is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                        state.block, state.partial = block + 1, walk.binning.totals.added_up()
+                        state.block, state.partial = block + 1, walk.binning.totals()
                         state.save(checkpoint, fingerprint)
                         saved = time.monotonic()
                 self._finish(state, walk, fraction)
@@ -183,14 +183,14 @@ class BinnedRun:
     def _finish(self, state: RunState, walk: Walk, fraction: float) -> None:
         """Add a stratum's sums to the total and move to the next."""
         first, last = self.strata[state.stratum]
-        found = walk.binning.totals.added_up()
-        state.total.sums[:, :, :, first + 1 : last + 1] = found.sums[:, :, :, 1:-1]
+        found = walk.binning.totals()
+        state.total.sums[:, :, first + 1 : last + 1] = found.sums[:, :, 1:-1]
         if state.stratum == 0:  # the one with the most places
             state.total.duplicates = found.duplicates
         for name in ("quarter_sums", "histogram"):
             total, part = getattr(state.total, name), getattr(found, name)
             if total is not None and part is not None:
-                total[:, first + 1 : last + 1] = part[:, 1:-1]
+                total[first + 1 : last + 1] = part[1:-1]
         state.fraction[first:last] = fraction
         state.pairs += sum(walk.pairs)
         state.stratum, state.block, state.partial = state.stratum + 1, 0, None

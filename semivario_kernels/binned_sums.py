@@ -53,29 +53,28 @@ def affordable_cells(bins: int) -> int:
 
 @dataclass
 class BinnedSums:
-    """Sums over pairs per bin, in copies that a backend's threads fill; bins 0 and K+1 lie outside the edges.
+    """Sums over pairs per bin; bins 0 and K+1 lie outside the edges.
 
     Attributes:
-        sums: (copies, G, G, K+2, 4) float64 count, Σh, Σd, Σd² between spatial blocks; counts are exact below
-            2⁵³.
-        duplicates: (copies,) int64 pairs at distance 0.
-        quarter_sums: (copies, K+2) float64 Σd^¼, or None.
-        histogram: (copies, K+2, cells) int64 counts of d, or None.
+        sums: (G, G, K+2, 4) float64 count, Σh, Σd, Σd² between spatial blocks; counts below 2⁵³ are exact.
+        duplicates: () int64 pairs at distance 0.
+        quarter_sums: (K+2,) float64 Σd^¼, or None.
+        histogram: (K+2, cells) int64 counts of d, or None.
     """
 
     sums: torch.Tensor
     duplicates: torch.Tensor
-    quarter_sums: torch.Tensor | None
-    histogram: torch.Tensor | None
+    quarter_sums: torch.Tensor | None = None
+    histogram: torch.Tensor | None = None
 
     @classmethod
-    def empty(cls, request: BinnedRequest, device: torch.device | str = "cpu", copies: int = 1) -> BinnedSums:
+    def empty(cls, request: BinnedRequest, device: torch.device | str = "cpu") -> BinnedSums:
         """All zero."""
+        bins, blocks, cells = request.bins + 2, request.blocks, request.histogram_cells
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-            return torch.zeros(copies, *shape, dtype=dtype, device=device)
+            return torch.zeros(shape, dtype=dtype, device=device)
 
-        bins, blocks, cells = request.bins + 2, request.blocks, request.histogram_cells
         return cls(
             sums=zeros(blocks, blocks, bins, BIN_SUMS),
             duplicates=zeros(dtype=torch.int64),
@@ -87,13 +86,3 @@ class BinnedSums:
         """The sums that there are, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
-
-    def added_up(self) -> BinnedSums:
-        """One copy, on the CPU."""
-        return replace(self, **{k: v.cpu().sum(dim=0, keepdim=True) for k, v in self.tensors().items()})
-
-    def start_from(self, other: BinnedSums) -> None:
-        """Take over what an earlier run had added up."""
-        for name, value in self.tensors().items():
-            value.zero_()
-            value[0] = getattr(other, name)[0]

@@ -72,9 +72,7 @@ def quantile_edges_km(
     if max_lag_km is not None:
         h_km = h_km[h_km <= max_lag_km]
         if not len(h_km):
-            raise ValueError(
-                f"max_lag_km: no pair of {SAMPLED_PAIRS} random ones lies within {max_lag_km} km"
-            )
+            raise ValueError(f"max_lag_km: none of {SAMPLED_PAIRS} random pairs lies within {max_lag_km} km")
     edges = np.quantile(h_km, np.linspace(0, 1, bins + 1))
     edges[0] = 0.0
     edges[-1] = np.nextafter(edges[-1], np.inf) if max_lag_km is None else max_lag_km

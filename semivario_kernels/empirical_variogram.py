@@ -121,7 +121,7 @@ class EmpiricalVariogram:
 
 def from_run(edges_km: Floats, state: RunState, estimator: str, seed: int | None) -> EmpiricalVariogram:
     """Make the semivariogram from the sums of a run; `gamma` is Matheron's mean, `seed` that of a sample."""
-    sums = state.total.sums[0, :, :, 1:-1].numpy()
+    sums = state.total.sums[:, :, 1:-1].numpy()
     blocks = BlockSums(sums[..., 0].round().astype(np.int64), sums[..., 2].copy())
     _, sum_h, sum_d, sum_d2 = sums.sum(axis=(0, 1)).T
     measured = from_sums(
@@ -130,7 +130,7 @@ def from_run(edges_km: Floats, state: RunState, estimator: str, seed: int | None
         sum_h=sum_h,
         sum_d=sum_d,
         sum_d2=sum_d2,
-        duplicates=int(state.total.duplicates[0]),
+        duplicates=int(state.total.duplicates),
         sampled=seed is not None,
     )
     return replace(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from semivario_kernels.backends.binned_walk import Places
-from semivario_kernels.binned_sums import BIN_SUMS, BinnedSums
+from semivario_kernels.binned_sums import BinnedSums
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,17 +26,17 @@ ROWS_AT_ONCE = 4096
 def robust_gamma(estimator: str, totals: BinnedSums, places: list[Places]) -> Floats:
     """Semivariance per bin, (K,); NaN, and a warning that names the bins, where there are too few pairs."""
     nu = effective_dimensions(places)
-    counts = totals.sums.reshape(-1, totals.sums.shape[3], BIN_SUMS)[:, 1:-1, 0].sum(dim=0)
+    counts = totals.sums[:, :, 1:-1, 0].sum(dim=(0, 1))
     few = counts < FEWEST_PAIRS
     pairs = torch.where(few, torch.nan, counts)
     if estimator == "cressie-hawkins":
         assert totals.quarter_sums is not None
         # E[(χ²_ν/ν)^¼] = (2/ν)^¼ · Γ(ν/2 + ¼) / Γ(ν/2)
         expected = (2 / nu) ** 0.25 * math.exp(math.lgamma(nu / 2 + 0.25) - math.lgamma(nu / 2))
-        gamma = (totals.quarter_sums[0, 1:-1] / pairs) ** 4 / expected**4
+        gamma = (totals.quarter_sums[1:-1] / pairs) ** 4 / expected**4
     else:
         assert totals.histogram is not None
-        gamma = _histogram_median(totals.histogram[0, 1:-1], pairs) * nu / chi2_median(nu)
+        gamma = _histogram_median(totals.histogram[1:-1], pairs) * nu / chi2_median(nu)
     if bool((few & (counts > 0)).any()):
         bins = (few & (counts > 0)).nonzero()[:, 0].tolist()
         warnings.warn(

@@ -66,8 +66,8 @@ def binned_semivariance(
             to half a cell of a histogram: 1.2e-4 with up to 126 bins, 2e-3 with 4,000.
         max_lag_km: leave out pairs beyond; edges above it are dropped.
         max_pairs: multiply at most about this many pairs: those at short lags as far as they go, longer ones
-            within random subsets of the places, each band of lags its own; every pair of a bin is as likely as
-            any other.
+            within random subsets of the places, each band of lags its own; every pair of a bin is as likely
+            as any other.
         seed: seed of the sample; 0 when left out.
         progress: show a progress bar.
         checkpoint: file that keeps the sums every few seconds; a call with the same arguments goes on from

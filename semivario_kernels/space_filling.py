@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import torch
 
-BITS = 21  # per axis: 63 bits in all; a cell is 6 m wide
+LEVELS = 18  # cells of a face: 2^18 a side, about 40 m
 
 
 def curve_codes(unit: torch.Tensor) -> torch.Tensor:
-    """Morton codes (Morton, 1966) of unit vectors: (n, 3) float64 -> (n,) int64, not negative."""
-    codes = torch.zeros(unit.shape[0], dtype=torch.int64, device=unit.device)
-    for axis in range(3):
-        cell = ((unit[:, axis] + 1) * (2 ** (BITS - 1))).long().clamp_(0, 2**BITS - 1)
-        codes |= _spread(cell) << axis
-    return codes
+    """Codes along Hilbert's curve (Hilbert, 1891) on the six faces of a cube around the Earth, face by face.
+
+    Args:
+        unit: (n, 3) float64 unit vectors.
+
+    Returns:
+        (n,) int64, not negative.
+    """
+    axis = unit.abs().argmax(dim=1)
+    along = unit.gather(1, axis[:, None])[:, 0]
+    first, second = (unit.gather(1, ((axis + k) % 3)[:, None])[:, 0] for k in (1, 2))
+    # the angle instead of its tangent makes the cells of a face nearly equal
+    x, y = (
+        ((torch.atan(side / along.abs()) / (torch.pi / 2) + 0.5) * 2**LEVELS).long().clamp_(0, 2**LEVELS - 1)
+        for side in (first, second)
+    )
+    return (2 * axis + (along < 0).long()) << (2 * LEVELS) | _hilbert(x, y)
 
 
-def _spread(bits: torch.Tensor) -> torch.Tensor:
-    """Put two zero bits after every one of 21 bits."""
-    for shift, mask in (
-        (32, 0x1F00000000FFFF),
-        (16, 0x1F0000FF0000FF),
-        (8, 0x100F00F00F00F00F),
-        (4, 0x10C30C30C30C30C3),
-        (2, 0x1249249249249249),
-    ):
-        bits = (bits | (bits << shift)) & mask
-    return bits
+def _hilbert(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Position on the curve of the cells (x, y) of a square, from the largest quarter to the smallest."""
+    code = torch.zeros_like(x)
+    for level in range(LEVELS - 1, -1, -1):
+        right, upper = x >> level & 1, y >> level & 1
+        code += (3 * right ^ upper) << (2 * level)
+        # each quarter holds the curve again, turned so that its ends meet those of its neighbours
+        side = (1 << (level + 1)) - 1
+        flip = (upper == 0) & (right == 1)
+        x, y = torch.where(flip, side - x & side, x & side), torch.where(flip, side - y & side, y & side)
+        x, y = torch.where(upper == 0, y, x), torch.where(upper == 0, x, y)
+    return code

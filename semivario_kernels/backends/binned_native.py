@@ -16,21 +16,27 @@ Tensor = torch.Tensor
 class NativeBinning:
     """`binned_walk.PairBinning` in C++: float32 products, float64 sums, a copy of them for each thread."""
 
-    row_blocks: tuple[int, ...] = (256, 512, 1024, 2048)
-    column_batch = 2048
+    row_blocks: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    column_batch = 1024
 
     def __init__(self, request: BinnedRequest) -> None:
+        extension = native_extension()
         threads = torch.get_num_threads()
-        self.totals = BinnedSums.empty(request, copies=threads)
+        self._units = torch.tensor(extension.Binning.units, dtype=torch.float64)
+        start = BinnedSums.empty(request)
+        self._copies = {
+            name: torch.zeros(threads, *value.shape, dtype=torch.int64 if name == "sums" else value.dtype)
+            for name, value in start.tensors().items()
+        }
         self._table = table = make_bin_table(request.chord_edges.numpy())
-        addresses = {name: tensor.data_ptr() for name, tensor in self.totals.tensors().items()}
-        self._binning = native_extension().Binning(
+        addresses = {name: tensor.data_ptr() for name, tensor in self._copies.items()}
+        self._binning = extension.Binning(
             edges=table.edges.ctypes.data,
             cells=table.cells.ctypes.data,
             cell_count=len(table.cells),
             first_cell=table.first_cell,
             shift=table.shift,
-            steps=table.steps,
+            offset=table.offset,
             bins=request.bins,
             blocks=request.blocks,
             threads=threads,
@@ -40,6 +46,18 @@ class NativeBinning:
             histogram_cells=request.histogram_cells,
             duplicates=addresses["duplicates"],
         )
+
+    def totals(self) -> BinnedSums:
+        """The sums of all threads."""
+        added = {name: copies.sum(dim=0) for name, copies in self._copies.items()}
+        added["sums"] = added["sums"].double() / self._units
+        return BinnedSums(**added)
+
+    def start_from(self, totals: BinnedSums) -> None:
+        """Go on from the sums of an earlier run."""
+        for name, value in totals.tensors().items():
+            self._copies[name].zero_()
+            self._copies[name][0] = (value * self._units).round() if name == "sums" else value
 
     def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
         """Rows of the embeddings in float32."""
@@ -51,18 +69,24 @@ class NativeBinning:
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
         """Bin a tile of pairs."""
-        self._binning.add(_addresses(rows), _addresses(columns), dot.data_ptr(), dot.stride(0), diagonal)
+        row_norm, column_norm = rows.inverse_norm.float(), columns.inverse_norm.float()
+        self._binning.add(
+            _addresses(rows, row_norm),
+            _addresses(columns, column_norm),
+            dot.data_ptr(),
+            dot.stride(0),
+            diagonal,
+        )
 
 
-def _addresses(side: Side) -> tuple[int, int, int, int, int]:
+def _addresses(side: Side, inverse_norm: Tensor) -> tuple[int, int, int, int, int]:
     assert side.axes.dtype == torch.float64
     assert side.axes.stride(1) == 1
-    assert side.inverse_norm.dtype == torch.float32
     assert side.block.dtype == torch.int32
     return (
         side.axes.shape[1],
         side.axes.data_ptr(),
         side.axes.stride(0),
-        side.inverse_norm.data_ptr(),
+        inverse_norm.data_ptr(),
         side.block.data_ptr(),
     )

@@ -24,11 +24,11 @@ def gathered_rows(embeddings: Tensor, index: Tensor, buffer: Buffer, dtype: torc
 class TorchBinning:
     """`binned_walk.PairBinning` in torch: products in `dtype`, all sums in float64."""
 
-    row_blocks: tuple[int, ...] = (256, 512, 1024)
+    row_blocks: tuple[int, ...] = (128, 256, 512, 1024)
     column_batch = 1024
 
     def __init__(self, request: BinnedRequest, dtype: torch.dtype, device: torch.device) -> None:
-        self.totals = BinnedSums.empty(request, device)
+        self._totals = BinnedSums.empty(request, device)
         self._request, self._dtype = request, dtype
         self._edges = request.chord_edges.to(device)
 
@@ -42,7 +42,7 @@ class TorchBinning:
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
         """Bin a tile of pairs."""
-        request, totals = self._request, self.totals
+        request, totals = self._request, self._totals
         near = dot.new_zeros(dot.shape, dtype=torch.float64)
         for p, q in zip(rows.axes, columns.axes, strict=True):
             near += (p[:, None] - q[None, :]).square()
@@ -68,3 +68,13 @@ class TorchBinning:
             cell = (d * (cells / 2)).long().clamp(max=cells - 1)
             flat = torch.bincount(bin_of * cells + cell, minlength=totals.histogram.numel())
             totals.histogram += flat.view_as(totals.histogram)
+
+    def totals(self) -> BinnedSums:
+        """The sums so far, on the CPU."""
+        return BinnedSums(**{name: value.cpu().clone() for name, value in self._totals.tensors().items()})
+
+    def start_from(self, totals: BinnedSums) -> None:
+        """Go on from the sums of an earlier run."""
+        self._totals = BinnedSums(
+            **{name: value.to(self._edges.device, copy=True) for name, value in totals.tensors().items()}
+        )

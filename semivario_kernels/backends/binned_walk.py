@@ -6,7 +6,7 @@ Places are sorted once along a space-filling curve. A row block meets the column
     binning.add(rows, columns, dot)     distance → bin → (count, Σh, Σd, Σd²), one pass
 
 Of one set of places the upper triangle is walked, each pair once. With a last edge below half a turn, tiles
-of 128 sorted places carry a bounding cap, and the tiles whose caps lie further apart than the last edge are
+of 64 sorted places carry a bounding cap, and the tiles whose caps lie further apart than the last edge are
 neither gathered nor multiplied: the cost grows with the pairs that count. Places belong to spatial blocks,
 runs of the curve, between which the sums are kept apart (`spatial_blocks.py`).
 
@@ -27,7 +27,7 @@ from semivario_kernels.binned_sums import BinnedSums
 
 Tensor = torch.Tensor
 
-TILE = 128  # sorted places under one bounding cap
+TILE = 64  # sorted places under one bounding cap
 DIAGONAL_ROWS = 256  # of a row block against itself, so that little of the lower triangle is multiplied
 GATHERED_ROWS = 100  # gathering a column costs about as much as multiplying it with so many rows
 ANGLE_SLACK = 1e-7  # radians; above the rounding of the caps
@@ -53,7 +53,7 @@ class Side:
 
     Attributes:
         axes: (3, n) float64 unit vectors.
-        inverse_norm: (n,) 1/|v| in the dtype of the products' results.
+        inverse_norm: (n,) float64 1/|v|.
         block: (n,) int32, rising.
     """
 
@@ -68,12 +68,16 @@ class PairBinning(Protocol):
     Attributes:
         row_blocks: numbers of rows a block may have, rising multiples of TILE; the cheapest is taken.
         column_batch: how many columns meet a row block at once.
-        totals: the sums so far.
     """
 
     row_blocks: tuple[int, ...]
     column_batch: int
-    totals: BinnedSums
+
+    def totals(self) -> BinnedSums:
+        """The sums so far, in one copy on the CPU."""
+
+    def start_from(self, totals: BinnedSums) -> None:
+        """Go on from the sums of an earlier run."""
 
     def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
         """Rows `index` of the embeddings, as the products want them."""
@@ -92,7 +96,7 @@ class Places:
         embeddings: (N, E), gathered row by row.
         index: (n,) int64 rows of it, in the order of the curve.
         axes: (3, n) float64 unit vectors.
-        inverse_norm: (n,) 1/|v|.
+        inverse_norm: (n,) float64 1/|v|.
         block: (n,) int32 spatial blocks, rising.
     """
 
