@@ -150,11 +150,6 @@ def _bounding_caps(axes: Tensor) -> Caps:
     return Caps(torch.cat(centers).cpu(), torch.cat(radii).cpu())  # where the walk is steered
 
 
-def _angles(center: Tensor, centers: Tensor) -> Tensor:
-    chord = (centers - center).square().sum(dim=1).sqrt()
-    return 2 * torch.asin((chord / 2).clamp(max=1))
-
-
 class Walk:
     """The row blocks of one walk, and what each of them meets.
 
@@ -201,21 +196,16 @@ class Walk:
             binning.add(side, self.columns.side(where), dot, False)
 
     def _candidates(self, start: int, block_rows: int) -> Tensor:
-        """The column tiles that a row block meets beside its own."""
-        caps = self.rows.caps
+        """The column tiles that a row block meets beside its own: those within reach of one of its tiles."""
+        caps, others = self.rows.caps, self.columns.caps
         own = slice(start // TILE, -(-min(start + block_rows, len(self.rows)) // TILE))
-        center = caps.center[own].mean(dim=0)
-        norm = center.norm()
-        center = center / norm if norm > 1e-6 else caps.center[own.start]
-        radius = (_angles(center, caps.center[own]) + caps.radius[own]).max()
-        others = self.columns.caps
         first = own.stop if self.triangle else 0
         if self._reach >= math.pi:
             return torch.arange(first, len(others.radius))
-        near = _angles(center, others.center[first:]) <= radius + others.radius[first:] + (
-            self._reach + ANGLE_SLACK
-        )
-        return first + near.nonzero()[:, 0]
+        squared_chord = 2 - 2 * caps.center[own] @ others.center[first:].T
+        # a chord is shorter than its arc: no tile is left out that should not be
+        apart = caps.radius[own, None] + others.radius[None, first:] + (self._reach + ANGLE_SLACK)
+        return first + (squared_chord <= apart.square()).any(dim=0).nonzero()[:, 0]
 
     def _column_batches(self, start: int) -> Iterator[slice | Tensor]:
         tiles = self._candidates(start, self.block_rows)
