@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from semivario_kernels.backends.binned_tiles import binned_sums
+from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.backends.tile_driver import TileDriver
 from semivario_kernels.backends.torch_epilogue import TorchEpilogue
 from semivario_kernels.backends.triton.pair_options import interprets
+from semivario_kernels.dissimilarity import arithmetic_dtype
 
 if TYPE_CHECKING:
+    from semivario_kernels.backends.binned_walk import PairBinning
+    from semivario_kernels.binned_sums import BinnedRequest
     from semivario_kernels.problem import InfoNCEProblem
 
 __all__ = [
-    "binned_sums",
+    "binning",
     "cosine_dissimilarity",
     "driver",
     "pairwise_haversine",
@@ -65,6 +68,11 @@ def topk_gallery(x: torch.Tensor, y: torch.Tensor, k: int) -> tuple[torch.Tensor
     from semivario_kernels.backends.triton import topk
 
     return topk.topk_gallery(x, y, k)
+
+
+def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
+    """What bins the pairs of a semivariogram."""
+    return TorchBinning(request, arithmetic_dtype(embeddings), embeddings.device)
 
 
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:
