@@ -7,8 +7,8 @@ and goes on; the package then runs on torch alone.
 
 _native_cuda, for NVIDIA GPUs: nvcc compiles for Ampere, Hopper and Blackwell, and PTX for all others. CUDA's
 run-time library is linked statically and looks for a driver when it is first called, so that a wheel also
-runs where there is no GPU. Wheels hold it where nvcc is found; a development install only on demand, since it
-takes nvcc about a minute of processor time.
+runs where there is no GPU. Wheels hold it where nvcc is found; a development install only where there is a
+GPU as well, or on demand, since it takes nvcc about a minute of processor time.
 
 Environment: SEMIVARIO_NATIVE=1 makes a failing build of _native an error, =0 leaves it out; SEMIVARIO_CUDA
 alike for _native_cuda; SEMIVARIO_SANITIZE=1 builds _native with AddressSanitizer and
@@ -58,10 +58,10 @@ class BuildNative(build_ext):
     """`build_ext` that compiles the kernels once per instruction set, and the GPU's by nvcc."""
 
     def finalize_options(self) -> None:
-        """Leave the GPU's extension out of a development install that does not ask for it."""
+        """Leave the GPU's extension out of a development install without a GPU that does not ask for it."""
         super().finalize_options()
         in_place = self.inplace or getattr(self, "editable_mode", False)
-        if in_place and os.environ.get("SEMIVARIO_CUDA") != "1":
+        if in_place and os.environ.get("SEMIVARIO_CUDA") != "1" and not has_gpu():
             self.extensions = [ext for ext in self.extensions or [] if ext.name != CUDA_NAME]
 
     def build_extension(self, ext: Extension) -> None:
@@ -135,6 +135,11 @@ def find_nvcc() -> str | None:
     """Path of nvcc, on PATH or below CUDA_HOME."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc") or (shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None)
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver is there."""
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
 
 
 def architecture_flags(nvcc: str) -> list[str]:
