@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from native_isa import BUILDS, SKIP, make_epilogue, pair_distances, select
+from native_isa import BUILDS, SKIP, pair_distances, select, terms
 from places import SPECIAL_PLACES, random_latlon
 
 from semivario_kernels import NegativePolicy, VariogramModel
@@ -38,11 +38,6 @@ def instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     select(isa, monkeypatch)
 
 
-def addresses(*tensors: torch.Tensor) -> list[int]:
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    return [tensor.data_ptr() for tensor in tensors]
-
-
 def float32_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     """A million pairs of float32 unit vectors: anywhere, close by, nearly antipodal, and special places."""
     generator = torch.Generator().manual_seed(1)
@@ -59,29 +54,23 @@ def float32_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     return unit_vectors(a).float().contiguous(), unit_vectors(b).float().contiguous()
 
 
-def make_terms(policy: NegativePolicy, model: VariogramModel) -> object:
-    place = torch.eye(3)[:1]
-    return make_epilogue(
-        SimpleNamespace(
-            problem=SimpleNamespace(policy=policy, variogram=model),
-            n=1,
-            m=1,
-            dtype=torch.float32,
-            scale=torch.tensor(1.0),
-            p=place,
-            q=place,
-            inverse_y=None,
-            inverse_v=None,
-            inverse_u=None,
-            targets=torch.zeros(1, dtype=torch.int64),
-        )
-    )
-
-
 def native_terms(policy: NegativePolicy, model: VariogramModel, h: torch.Tensor, d: torch.Tensor):
     """(ρ, γ, a, b, f) of pairs from float32 h (which is the lag as well) and d."""
-    out = torch.full((5, len(h)), torch.nan)
-    make_terms(policy, model)._epilogue.terms(len(h), *addresses(h, h, d), *addresses(*out))
+    place, out = torch.eye(3)[:1], torch.full((5, len(h)), torch.nan)
+    prepared = SimpleNamespace(
+        problem=SimpleNamespace(policy=policy, variogram=model),
+        n=1,
+        m=1,
+        dtype=torch.float32,
+        scale=torch.tensor(1.0),
+        p=place,
+        q=place,
+        inverse_y=None,
+        inverse_v=None,
+        inverse_u=None,
+        targets=torch.zeros(1, dtype=torch.int64),
+    )
+    terms(prepared, h, d, out)
     return out.double()
 
 
