@@ -15,7 +15,6 @@ from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.backends.tile_driver import TileDriver
 from semivario_kernels.backends.torch_epilogue import TorchEpilogue
 from semivario_kernels.backends.triton.pair_options import interprets
-from semivario_kernels.dissimilarity import arithmetic_dtype
 
 if TYPE_CHECKING:
     from semivario_kernels.backends.binned_walk import PairBinning
@@ -72,7 +71,11 @@ def topk_gallery(x: torch.Tensor, y: torch.Tensor, k: int) -> tuple[torch.Tensor
 
 def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
     """What bins the pairs of a semivariogram."""
-    return TorchBinning(request, arithmetic_dtype(embeddings), embeddings.device)
+    if embeddings.dtype == torch.float64:
+        return TorchBinning(request, torch.float64, embeddings.device)
+    from semivario_kernels.backends.triton.binned import TritonBinning
+
+    return TritonBinning(request, embeddings.device)
 
 
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:
