@@ -485,7 +485,7 @@ class GradientSums:
         self.ds = torch.zeros((), dtype=torch.float64, device=x.device) if need_ds else None
         self.weights, self._gain = weights, None
         if product_dtype(x) == torch.float16:
-            self._gain = _float16_gain(weights, prepared.inverse_y)
+            self._gain = float16_gain(weights, prepared.inverse_y)
             self.weights = weights * self._gain
         self._gx = torch.empty(0)
         self._unit_x = torch.empty(0)
@@ -569,14 +569,14 @@ def _add_product(a: Tensor, b: Tensor, total: Tensor) -> None:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
-def _float16_gain(weights: Tensor, inverse_y: Tensor) -> Tensor:
+def float16_gain(weights: Tensor, inverse_y: Tensor | None) -> Tensor:
     """Return what A is multiplied by in float16, whose smallest number is 6e-8.
 
     |g·a| ≤ 8·w (penalty: a ≤ e²), so that a gallery entry may be eight times shorter than the mean before its
     A is cut at 65504. The mean of the lengths, not their smallest, since one entry may be all zeros.
     """
-    largest = weights.abs().amax().clamp(min=torch.finfo(weights.dtype).tiny)
-    return 1024 / (inverse_y.reciprocal().mean().reciprocal() * largest)
+    gain = 1024 / weights.abs().amax().clamp(min=torch.finfo(weights.dtype).tiny)
+    return gain if inverse_y is None else gain * inverse_y.reciprocal().mean()
 
 
 def _multiplies(matrix: Tensor, dtype: torch.dtype) -> bool:

@@ -1,4 +1,4 @@
-"""Kernels in Triton for NVIDIA GPUs: fused epilogues between the vendor's matrix products.
+"""Kernels in Triton for NVIDIA GPUs: fused epilogues between the vendor's matrix products, or all in one.
 
 Nothing here imports Triton before a loss runs. Triton's interpreter (TRITON_INTERPRET=1) serves the CPU, for
 tests. float64 inputs go through torch's arithmetic: the kernels are float32.
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 OLDEST_CAPABILITY = (8, 0)
+FUSED_WORKSPACE_MB = 64
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -82,6 +83,19 @@ def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:
     """The walk over the tiles of one loss."""
     if problem.x.dtype == torch.float64:
         return TileDriver(problem, TorchEpilogue, workspace_mb)
+    from semivario_kernels.backends.triton.fused_driver import FusedDriver
     from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver
 
-    return TritonTileDriver(problem, workspace_mb)
+    return (
+        FusedDriver(problem, workspace_mb) if fuses(workspace_mb) else TritonTileDriver(problem, workspace_mb)
+    )
+
+
+def fuses(workspace_mb: int | None) -> bool:
+    """Whether the loss goes the fused way: where little memory is asked for.
+
+    The vendor's products with a tile's logits in memory compute 4(D+E) + 4D FLOPs a pair at most, at the
+    products' full rate; the fused way 6(D+E) + 4D and more at a lower one, but it needs neither the tiles nor
+    a float32 accumulator of the gallery's gradient, which alone passes 64 MB at 32,768 × 512.
+    """
+    return workspace_mb is not None and workspace_mb <= FUSED_WORKSPACE_MB

@@ -3,13 +3,15 @@
 
 Every function works on blocks of any shape that broadcast, in float32. What decides the code is `constexpr`:
 POLICY, the kind of the negative policy; KINDS, the kinds of the semivariogram's structures; CHORD, its
-metric; SOURCE, where d comes from ("embeddings", "features" or "" for nowhere). Numbers come from
-`parameters`, in the order of `pair_options`, so that a refit compiles nothing. NaN is kept everywhere: a bad
+metric; SOURCE, where d comes from ("embeddings", "features" or "" for nowhere). `numbers` come from a
+tensor, in the order of `pair_options`, so that a refit compiles nothing. NaN is kept everywhere: a bad
 coordinate must reach the loss.
 
 FAST takes the processor's own instruction for log2, which `tl.log2`, a library function, does not reach; the
 interpreter and AMD take the plain twin. `tl.sqrt` and `tl.exp2` are single instructions already.
 """
+
+import functools
 
 import triton
 import triton.language as tl
@@ -22,7 +24,7 @@ LN_2 = tl.constexpr(0.693147180559945)
 GAUSSIAN_RESCALE_SQUARED = tl.constexpr(0.785398163397448)  # π/4
 MATERN32_RESCALE = tl.constexpr(1.224744871391589)  # √1.5
 
-# places in `parameters`
+# places in `numbers`
 HARD = tl.constexpr(0)
 FALSE = tl.constexpr(1)
 TOLERANCE = tl.constexpr(2)
@@ -35,6 +37,20 @@ INVERSE_SILL = tl.constexpr(8)
 NUGGET = tl.constexpr(9)
 PSILL = tl.constexpr(10)
 STRUCTURES = tl.constexpr(11)  # share of the partial sill, 1 / length scale and alpha of every structure
+
+
+@triton.jit
+def load_numbers(place, KINDS: tl.constexpr):
+    """Return what `pair_options.pair_parameters` wrote, as a tuple."""
+    numbers = (
+        tl.load(place), tl.load(place + 1), tl.load(place + 2), tl.load(place + 3), tl.load(place + 4),
+        tl.load(place + 5), tl.load(place + 6), tl.load(place + 7), tl.load(place + 8), tl.load(place + 9),
+        tl.load(place + 10), tl.load(place + 11), tl.load(place + 12), tl.load(place + 13),
+        tl.load(place + 14), tl.load(place + 15), tl.load(place + 16),
+    )  # fmt: skip
+    for k in tl.static_range(17, 11 + 3 * len(KINDS)):
+        numbers = numbers + (tl.load(place + k),)  # noqa: RUF005 (Triton 3.6 has no other way)
+    return numbers
 
 
 @triton.jit
@@ -125,41 +141,41 @@ def kind_correlation(z, alpha, KIND: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def correlation(lag, parameters, KINDS: tl.constexpr, FAST: tl.constexpr):
+def correlation(lag, numbers, KINDS: tl.constexpr, FAST: tl.constexpr):
     """Return ρ(lag) = Σ share_k·ρ_k(lag / length scale_k)."""
     rho = 0.0
     for k in tl.static_range(len(KINDS)):
-        share = tl.load(parameters + STRUCTURES + 3 * k)
-        inverse_len_scale = tl.load(parameters + STRUCTURES + 3 * k + 1)
-        alpha = tl.load(parameters + STRUCTURES + 3 * k + 2)
+        share = numbers[STRUCTURES + 3 * k]
+        inverse_len_scale = numbers[STRUCTURES + 3 * k + 1]
+        alpha = numbers[STRUCTURES + 3 * k + 2]
         rho += share * kind_correlation(lag * inverse_len_scale, alpha, KINDS[k], FAST)
     return rho
 
 
 @triton.jit
-def policy_terms(h, d, gamma, rho, parameters, POLICY: tl.constexpr, FAST: tl.constexpr):
+def policy_terms(h, d, gamma, rho, numbers, POLICY: tl.constexpr, FAST: tl.constexpr):
     """Return a, b and f of negative pairs with distance h in km, dissimilarity d, γ(h) and ρ(h)."""
     if POLICY == "none":
         return 1.0, 0.0, 0.0
     elif POLICY == "distance":
-        near = exp(-h * tl.load(parameters + INVERSE_SCALE))
-        return 1.0, LN_2 * log2(1.0 + tl.load(parameters + STRENGTH) * near, FAST), 0.0
+        near = exp(-h * numbers[INVERSE_SCALE])
+        return 1.0, LN_2 * log2(1.0 + numbers[STRENGTH] * near, FAST), 0.0
     elif POLICY == "distance_linear":
-        near = exp(-h * tl.load(parameters + INVERSE_SCALE))
-        return 1.0, -tl.load(parameters + WEIGHT) * near, 0.0
+        near = exp(-h * numbers[INVERSE_SCALE])
+        return 1.0, -numbers[WEIGHT] * near, 0.0
     else:
         surprise = gamma - d
         if POLICY == "penalty":
             # the range is rounded down, so that h > range decides as with the unrounded one
-            far = h > tl.load(parameters + RANGE_KM)
+            far = h > numbers[RANGE_KM]
             return tl.where(far, 1.0, exp(positive_part(-surprise))), 0.0, 0.0
         else:
-            excess = positive_part(surprise - tl.load(parameters + TOLERANCE))
-            hard, false = tl.load(parameters + HARD), tl.load(parameters + FALSE)
+            excess = positive_part(surprise - numbers[TOLERANCE])
+            hard, false = numbers[HARD], numbers[FALSE]
             if POLICY == "threshold":
-                return 1.0, tl.where(h > tl.load(parameters + RANGE_KM), hard, -false) * excess, 0.0
+                return 1.0, tl.where(h > numbers[RANGE_KM], hard, -false) * excess, 0.0
             elif POLICY == "explained":
-                inverse_sill = tl.load(parameters + INVERSE_SILL)
+                inverse_sill = numbers[INVERSE_SILL]
                 # a sill of 0 comes as 1/sill = 0: nothing is explained
                 alike = tl.where(inverse_sill > 0.0, positive_part(1.0 - d * inverse_sill), 0.0)
                 return 1.0, hard * (1.0 - rho) * excess - false * rho * alike, 0.0
@@ -167,7 +183,7 @@ def policy_terms(h, d, gamma, rho, parameters, POLICY: tl.constexpr, FAST: tl.co
                 b = excess * (hard * (1.0 - rho) - false * rho)
                 if POLICY == "rectify":
                     alike = tl.where(gamma > 0.0, at_most(excess / gamma, 1.0), 0.0)
-                    return 1.0, b, tl.load(parameters + MASS) * alike * rho
+                    return 1.0, b, numbers[MASS] * alike * rho
                 else:
                     tl.static_assert(POLICY == "semivariogram")
                     return 1.0, b, 0.0
@@ -182,7 +198,7 @@ def pair_terms(
     qy,
     qz,
     d,
-    parameters,
+    numbers,
     POLICY: tl.constexpr,
     KINDS: tl.constexpr,
     CHORD: tl.constexpr,
@@ -195,7 +211,7 @@ def pair_terms(
     else:
         near, far = squared_chords(px, py, pz, qx, qy, qz)
         if SOURCE == "":
-            return policy_terms(great_circle_km(near, far), 0.0, 0.0, 0.0, parameters, POLICY, FAST)
+            return policy_terms(great_circle_km(near, far), 0.0, 0.0, 0.0, numbers, POLICY, FAST)
         else:
             if CHORD:
                 lag = chord_km(near)
@@ -205,9 +221,9 @@ def pair_terms(
             else:
                 lag = great_circle_km(near, far)
                 h = lag
-            rho = correlation(lag, parameters, KINDS, FAST)
-            gamma = tl.load(parameters + NUGGET) + tl.load(parameters + PSILL) * (1.0 - rho)
-            return policy_terms(h, d, gamma, rho, parameters, POLICY, FAST)
+            rho = correlation(lag, numbers, KINDS, FAST)
+            gamma = numbers[NUGGET] + numbers[PSILL] * (1.0 - rho)
+            return policy_terms(h, d, gamma, rho, numbers, POLICY, FAST)
 
 
 @triton.jit
@@ -223,7 +239,7 @@ def logits_of(
     qx,
     qy,
     qz,
-    parameters,
+    numbers,
     POLICY: tl.constexpr,
     KINDS: tl.constexpr,
     CHORD: tl.constexpr,
@@ -241,7 +257,7 @@ def logits_of(
     else:
         d = 1.0 - cos
         untouched = positive
-    a, b, f = pair_terms(px, py, pz, qx, qy, qz, d, parameters, POLICY, KINDS, CHORD, SOURCE, FAST)
+    a, b, f = pair_terms(px, py, pz, qx, qy, qz, d, numbers, POLICY, KINDS, CHORD, SOURCE, FAST)
     dead = cos == float("-inf")
     if POLICY == "none":
         logits = similarity
@@ -254,3 +270,74 @@ def logits_of(
         if POLICY == "rectify":
             f = tl.where(untouched | dead, 0.0, f)
     return tl.where(dead, float("-inf"), logits), a, f
+
+
+@triton.jit
+def block_logits(
+    cos,
+    vu_cos,
+    scale,
+    positive,
+    blank,
+    px,
+    py,
+    pz,
+    qx,
+    qy,
+    qz,
+    numbers,
+    POLICY: tl.constexpr,
+    KINDS: tl.constexpr,
+    CHORD: tl.constexpr,
+    SOURCE: tl.constexpr,
+    FAST: tl.constexpr,
+    MAPPED: tl.constexpr,
+):
+    """`logits_of` over a block; MAPPED is `mapped_logits_of` of the same options, or None."""
+    if MAPPED is None:
+        logits, a, f = logits_of(
+            cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz, numbers,
+            POLICY, KINDS, CHORD, SOURCE, FAST,
+        )  # fmt: skip
+    else:
+        logits, a, f = MAPPED(cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz, numbers)
+    return logits, a, f
+
+
+@functools.cache
+def mapped_logits_of(policy, kinds, chord, source):
+    """Make `logits_of` of one pair after the other, FAST, for at most two structures.
+
+    Over a whole tile every intermediate is held for all pairs of a thread at once, and next to a large
+    accumulator nothing compiles without spills. Its a is meaningful for "penalty" only, its f for "rectify".
+    """
+    POLICY, KINDS = tl.constexpr(policy), tl.constexpr(kinds)
+    CHORD, SOURCE, FAST = tl.constexpr(chord), tl.constexpr(source), tl.constexpr(True)
+
+    @triton.jit
+    def scalar_logits(
+        cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz,
+        n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, n12, n13, n14, n15, n16,
+    ):  # fmt: skip
+        numbers = (n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, n12, n13, n14, n15, n16)
+        logits, a, f = logits_of(
+            cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz, numbers,
+            POLICY, KINDS, CHORD, SOURCE, FAST,
+        )  # fmt: skip
+        if POLICY == "rectify":
+            return logits, f
+        elif POLICY == "penalty":
+            return logits, a
+        else:
+            return logits, 0.0 * scale
+
+    @triton.jit
+    def mapped_logits(cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz, n):
+        logits, extra = tl.map_elementwise(
+            scalar_logits, cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz,
+            n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14],
+            n[15], n[16],
+        )  # fmt: skip
+        return logits, extra, extra
+
+    return mapped_logits

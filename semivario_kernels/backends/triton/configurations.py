@@ -26,7 +26,8 @@ class StripBlocks:
     """Blocks of the elementwise kernels between the matrix products, the same on every architecture.
 
     8 × 128 pairs on 4 warps: a warp reads 512 B of a row at once, a thread's eight pairs share four columns.
-    No shared memory but what a reduction and a change of layout take, 2 KB.
+    strip_forward takes 124 registers (semivariogram) to 143 (rectify), so that four or three programs share a
+    multiprocessor; twice as many pairs would take 212 to 255. Shared memory: 512 B.
     """
 
     rows: int = 8
@@ -53,13 +54,52 @@ class StripBlocks:
         """Triton's options."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}
 
-    def forward_options(self, policy: str, capability: int) -> dict[str, Any]:
-        """Triton's options of strip_forward: 128 registers, for four programs on a multiprocessor.
-
-        Left to itself ptxas takes 168 (semivariogram) to 178 (rectify); at 128, sm_80 and rectify spill 8 B.
-        """
-        free = policy == "rectify" or capability < 90
-        return self.options if free else {**self.options, "maxnreg": 128}
-
 
 STRIP_BLOCKS = StripBlocks()
+
+
+@dataclass(frozen=True)
+class FusedBlocks:
+    """Blocks of a kernel that multiplies on its own."""
+
+    own: int  # rows of the program's side
+    other: int  # rows of the side it walks
+    k: int  # dimensions at a time
+    num_warps: int
+    num_stages: int
+    dims: int = 0  # of the gradient's accumulator, at most; 0 for the sums
+
+    @property
+    def block(self) -> dict[str, int]:
+        """Compile-time sizes."""
+        return {"BLOCK_OWN": self.own, "BLOCK_OTHER": self.other, "BLOCK_K": self.k}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Triton's options."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": min(255, 65536 // (32 * self.num_warps)),
+            "enable_fp_fusion": True,
+        }
+
+
+# (oldest capability, bytes of an element) → blocks
+STATISTICS_BLOCKS = {
+    (80, 2): FusedBlocks(128, 64, 64, 8, 3),
+    (90, 2): FusedBlocks(128, 64, 64, 8, 3),
+    (100, 2): FusedBlocks(128, 64, 64, 8, 3),
+    (80, 4): FusedBlocks(64, 64, 32, 8, 2),
+}
+GRADIENT_BLOCKS = {
+    (80, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
+    (90, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
+    (100, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
+    (80, 4): FusedBlocks(32, 32, 32, 8, 2, 128),
+}
+
+
+def fused_blocks(table: dict[tuple[int, int], FusedBlocks], capability: int, itemsize: int) -> FusedBlocks:
+    """Return the blocks of the newest architecture that is not newer than the GPU's."""
+    return table[max(key for key in table if key[0] <= capability and key[1] == itemsize)]

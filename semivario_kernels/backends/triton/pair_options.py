@@ -19,6 +19,9 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+LEAST_NUMBERS = 17  # that the kernels load
+
+
 @dataclass(frozen=True)
 class PairOptions:
     """Compile-time options of the pair arithmetic; see `arithmetic`."""
@@ -52,7 +55,15 @@ class PairOptions:
             "CHORD": self.chord,
             "SOURCE": self.source,
             "FAST": self.fast,
+            "MAPPED": self._mapped(),
         }
+
+    def _mapped(self) -> Any:
+        if not self.fast or self.source != "embeddings" or len(self.kinds) > 2:
+            return None
+        from semivario_kernels.backends.triton.arithmetic import mapped_logits_of
+
+        return mapped_logits_of(self.policy, self.kinds, self.chord, self.source)
 
     @property
     def label(self) -> str:
@@ -65,7 +76,7 @@ class PairOptions:
 def pair_parameters(
     policy: NegativePolicy, model: VariogramModel | None, device: torch.device
 ) -> torch.Tensor:
-    """Numbers of policy and semivariogram in the order of `arithmetic`, float32 on `device`.
+    """Numbers of policy and semivariogram in the order of `arithmetic`, float32 on `device`, zeros last.
 
     They travel as kernel arguments, since a copy from the host would synchronise and break a CUDA graph.
     """
@@ -87,8 +98,8 @@ def pair_parameters(
     for _, psill, len_scale_km, alpha in structures:
         share = psill / total if total > 0 else 1 / len(structures)
         numbers += [share, 1 / len_scale_km, alpha]
-    parameters = torch.zeros(len(numbers), device=device)
-    torch._foreach_add_(list(parameters.unbind()), numbers)
+    parameters = torch.zeros(max(len(numbers), LEAST_NUMBERS), device=device)
+    torch._foreach_add_(list(parameters.unbind()[: len(numbers)]), numbers)
     return parameters
 
 

@@ -67,7 +67,8 @@ class ShippedKernel:
             {
                 (place,): [list(ALIGNED)]
                 for place, argument in enumerate(names)
-                if argument not in constexprs and (types[argument].startswith("*") or "stride" in argument)
+                if argument not in constexprs
+                and (types[argument].startswith("*") or "stride" in argument or argument.endswith("dims"))
             },
         )
 

@@ -10,7 +10,7 @@ import triton
 
 from semivario_kernels.backends.tile_driver import STATISTICS, Prepared, Side, TileDriver
 from semivario_kernels.backends.triton import strip_kernels
-from semivario_kernels.backends.triton.configurations import STRIP_BLOCKS, capability_of
+from semivario_kernels.backends.triton.configurations import STRIP_BLOCKS
 from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
 from semivario_kernels.backends.triton.shipped import (
     CAPABILITIES,
@@ -38,14 +38,10 @@ class TritonEpilogue:
         problem = prepared.problem
         device = problem.x.device
         self._prepared = prepared
-        self._capability = capability_of(device)
         self._options = PairOptions.of(problem)
         self._parameters = pair_parameters(problem.policy, problem.variogram, device)
         self._smoothing = problem.label_smoothing > 0
-        self._q = None
-        if prepared.q is not None:
-            padded = triton.cdiv(prepared.m, ALIGNMENT) * ALIGNMENT
-            self._q = torch.empty(3, padded, device=device)[:, : prepared.m].copy_(prepared.q.T)
+        self._q = padded_columns(prepared.q)
         self._slots = torch.empty(0, device=device)
         self._next_slot = 0
 
@@ -91,7 +87,7 @@ class TritonEpilogue:
             STATISTICS=statistics is not None,
             SMOOTHING=self._smoothing,
             **blocks.walk,
-            **blocks.forward_options(self._options.policy, self._capability),
+            **blocks.options,
         )
         if statistics is not None:
             self._next_slot += splits
@@ -221,6 +217,15 @@ class TritonTileDriver(TileDriver):
         return along
 
 
+def padded_columns(vectors: Tensor | None) -> Tensor | None:
+    """Return (n, 3) unit vectors as (3, n), every row aligned for vector loads."""
+    if vectors is None:
+        return None
+    n = vectors.shape[0]
+    padded = vectors.new_empty(3, triton.cdiv(n, ALIGNMENT) * ALIGNMENT)
+    return padded[:, :n].copy_(vectors.T)
+
+
 def _vectors(side: Side, where: slice) -> tuple[Tensor, ...]:
     return tuple(vector[where] for vector in (side.log_sum_exp, side.weight, side.hard, side.smooth))
 
@@ -264,7 +269,7 @@ def _shipped_forward(capability: int, options: PairOptions) -> Iterator[ShippedK
                     "SMOOTHING": statistics,
                     **STRIP_BLOCKS.walk,
                 },
-                STRIP_BLOCKS.forward_options(options.policy, capability),
+                STRIP_BLOCKS.options,
                 capability,
                 f"{dtype} {options.label}" + ("" if statistics else " gradient"),
             )

@@ -22,7 +22,7 @@ Pointers to columns come already moved to the tile's first one, so that their al
 import triton
 import triton.language as tl
 
-from semivario_kernels.backends.triton.arithmetic import LOG2_E, exp, logits_of
+from semivario_kernels.backends.triton.arithmetic import LOG2_E, block_logits, exp, load_numbers
 
 EMPTY = tl.constexpr(-1e38)  # a maximum over nothing: finite, so that −∞ minus it is no NaN
 SUMS = tl.constexpr(6)  # max, Σexp(l − max), Σl, Σf, Σf·l, l of the positive
@@ -89,6 +89,7 @@ def strip_forward(
     CHORD: tl.constexpr,
     SOURCE: tl.constexpr,
     FAST: tl.constexpr,
+    MAPPED: tl.constexpr,
     STATISTICS: tl.constexpr,
     SMOOTHING: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -101,6 +102,7 @@ def strip_forward(
     row_offset = row.to(tl.int64)[:, None]
     target = tl.load(targets + row, mask=row_mask, other=-1) - first_column
     s = tl.load(scale)
+    numbers = load_numbers(parameters, KINDS)
     px, py, pz = 0.0, 0.0, 0.0
     if POLICY != "none":
         position = p + row_offset * 3
@@ -141,9 +143,9 @@ def strip_forward(
         else:
             cos_vu = 0.0
             blank = False
-        logits, a, f = logits_of(
-            cos, cos_vu, s, positive, blank, px, py, pz, qx, qy, qz, parameters,
-            POLICY, KINDS, CHORD, SOURCE, FAST,
+        logits, a, f = block_logits(
+            cos, cos_vu, s, positive, blank, px, py, pz, qx, qy, qz, numbers,
+            POLICY, KINDS, CHORD, SOURCE, FAST, MAPPED,
         )  # fmt: skip
         tl.store(dot + place, logits, mask=mask)
         if POLICY == "penalty":

@@ -1,0 +1,379 @@
+"""The loss and its gradients by `fused_kernels`: memory O(N + M), the logits computed once in every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+
+from semivario_kernels.backends.tile_driver import (
+    STATISTICS,
+    Result,
+    Side,
+    float16_gain,
+)
+from semivario_kernels.backends.triton import fused_kernels, strip_kernels
+from semivario_kernels.backends.triton.configurations import (
+    GRADIENT_BLOCKS,
+    STATISTICS_BLOCKS,
+    STRIP_BLOCKS,
+    capability_of,
+    fused_blocks,
+)
+from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
+from semivario_kernels.backends.triton.shipped import (
+    CAPABILITIES,
+    DTYPES,
+    ShippedKernel,
+    shipped_pair_options,
+)
+from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver, padded_columns
+
+if TYPE_CHECKING:
+    from semivario_kernels.problem import InfoNCEProblem
+
+Tensor = torch.Tensor
+PROGRAMS_PER_PROCESSOR = 4
+PARTIAL_BYTES = 2**25  # of the gradient's sums over the splits
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the kernels read of the queries or of the gallery."""
+
+    features: Tensor
+    embeddings: Tensor | None
+    inverse: Tensor | None
+    image: Tensor | None
+    places: Tensor | None  # (3, n)
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+
+class FusedDriver(TritonTileDriver):
+    """One loss by the fused kernels, with the sums and results of `TileDriver`."""
+
+    def __init__(self, problem: InfoNCEProblem, workspace_mb: int | None) -> None:
+        super().__init__(problem, workspace_mb)
+        prepared = self.prepared
+        device = problem.x.device
+        self._options = PairOptions.of(problem)
+        self._parameters = pair_parameters(problem.policy, problem.variogram, device)
+        self._capability = capability_of(device)
+        self._processors = (
+            torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+        )
+        self._queries = Rows(
+            problem.x.detach(), problem.v, prepared.inverse_x, prepared.inverse_v, padded_columns(prepared.p)
+        )
+        inverse_y = prepared.inverse_y if problem.normalize else None
+        self._gallery = Rows(
+            problem.y.detach(), problem.u, inverse_y, prepared.inverse_u, padded_columns(prepared.q)
+        )
+
+    def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
+        """As `TileDriver.run`."""
+        symmetric = self.problem.symmetric
+        result = Result(
+            torch.empty(0),
+            self._statistics(self._queries, self._gallery),
+            self._statistics(self._gallery, self._queries) if symmetric else None,
+        )
+        result.losses = self._losses(result)
+        if weights is not None and (need_dx or need_dy or need_ds):
+            result.dx, result.dy, result.ds = self.gradient(
+                weights, result.row_statistics, result.column_statistics, need_dx, need_dy, need_ds
+            )
+        return result
+
+    def gradient(
+        self,
+        weights: Tensor,
+        row_statistics: Tensor,
+        column_statistics: Tensor | None,
+        need_dx: bool,
+        need_dy: bool,
+        need_ds: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As `TileDriver.gradient`."""
+        dx = dy = ds = None
+        scale = self.problem.logit_scale
+        if need_dx or need_ds:
+            rows, columns, gain = self._gained_sides(
+                weights, row_statistics, column_statistics, self._gallery
+            )
+            dx, along = self._gradient(self._queries, self._gallery, rows, columns, gain)
+            if need_ds:
+                ds = along.sum(dtype=torch.float64)
+                ds = (ds if gain is None else ds / gain).to(scale.dtype).reshape(scale.shape)
+        if need_dy:
+            rows, columns, gain = self._gained_sides(
+                weights, row_statistics, column_statistics, self._queries
+            )
+            dy, _ = self._gradient(self._gallery, self._queries, columns, rows, gain)
+        return dx if need_dx else None, dy, ds
+
+    def _gained_sides(
+        self, weights: Tensor, row_statistics: Tensor, column_statistics: Tensor | None, other: Rows
+    ) -> tuple[Side, Side | None, Tensor | None]:
+        gain = None
+        if self.problem.x.dtype == torch.float16:
+            gain = float16_gain(weights, other.inverse)
+            weights = weights * gain
+        return *self._sides(weights, row_statistics, column_statistics), gain
+
+    def _precision(self) -> str:
+        """Of float32 products: what torch's own would take."""
+        return "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+    def _pair_arguments(self, own: Rows, other: Rows) -> list[Any]:
+        exclude = self.problem.exclude
+        return [
+            *_matrix(own.features),
+            *_matrix(other.features),
+            own.features.shape[1],
+            *_matrix(own.embeddings),
+            *_matrix(other.embeddings),
+            0 if own.embeddings is None else own.embeddings.shape[1],
+            own.inverse,
+            other.inverse,
+            own.image,
+            other.image,
+            own.places,
+            0 if own.places is None else own.places.stride(0),
+            other.places,
+            0 if other.places is None else other.places.stride(0),
+            self.prepared.targets,
+            *_matrix(exclude),
+            0 if exclude is None else exclude.shape[1],
+            self.prepared.scale,
+            self._parameters,
+        ]
+
+    def _pair_constants(self, own: Rows) -> dict[str, Any]:
+        return {
+            "QUERIES_OWN": own is self._queries,
+            "NORMALIZE": self.problem.normalize,
+            "EXCLUDE": self.problem.exclude is not None,
+            "PRECISION": self._precision(),
+            **self._options.constexprs(),
+        }
+
+    def _splits(self, own_blocks: int, other: int, block: int, most: int) -> tuple[int, int]:
+        """Return the number of shares of the other side, enough for every processor, and their length."""
+        wanted = triton.cdiv(PROGRAMS_PER_PROCESSOR * self._processors, own_blocks)
+        splits = max(1, min(wanted, most, triton.cdiv(other, block)))
+        share = triton.cdiv(triton.cdiv(other, splits), block) * block
+        return triton.cdiv(other, share), share
+
+    def _statistics(self, own: Rows, other: Rows) -> Tensor:
+        """(6, own) float64."""
+        n, m = len(own), len(other)
+        blocks = fused_blocks(STATISTICS_BLOCKS, self._capability, _itemsize(own))
+        own_blocks = triton.cdiv(n, blocks.own)
+        splits, share = self._splits(own_blocks, m, blocks.other, 65535)
+        slots = torch.empty(splits, STATISTICS, n, device=own.features.device)
+        fused_kernels.fused_statistics[(own_blocks, splits)](
+            *self._pair_arguments(own, other),
+            slots,
+            n,
+            n,
+            m,
+            share,
+            **self._pair_constants(own),
+            SMOOTHING=self.problem.label_smoothing > 0,
+            **blocks.block,
+            **blocks.options,
+        )
+        statistics = torch.empty(STATISTICS, n, dtype=torch.float64, device=slots.device)
+        strip_kernels.merge_slots[(triton.cdiv(n, STRIP_BLOCKS.merge),)](
+            slots,
+            n,
+            statistics,
+            n,
+            n,
+            splits,
+            ACCUMULATE=False,
+            BLOCK=STRIP_BLOCKS.merge,
+            BLOCK_SLOTS=STRIP_BLOCKS.merge_slots,
+            **STRIP_BLOCKS.options,
+        )
+        return statistics
+
+    def _gradient(
+        self, own: Rows, other: Rows, own_side: Side | None, other_side: Side | None, gain: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the own rows' gradient and ⟨x̂, gx⟩ of every split and row."""
+        n, m = len(own), len(other)
+        dims = own.features.shape[1]
+        device = own.features.device
+        blocks = fused_blocks(GRADIENT_BLOCKS, self._capability, _itemsize(own))
+        block_dims = min(blocks.dims, max(16, triton.next_power_of_2(dims)))
+        own_blocks, chunks = triton.cdiv(n, blocks.own), triton.cdiv(dims, block_dims)
+        most = max(1, PARTIAL_BYTES // (4 * n * dims))
+        splits, share = self._splits(own_blocks * chunks, m, blocks.other, most)
+        scale = self.prepared.scale if gain is None else self.prepared.scale / gain
+        gradient = torch.empty(n, dims, dtype=own.features.dtype, device=device)
+        sums = gradient[None] if splits == 1 else torch.empty(splits, n, dims, device=device)
+        along = torch.empty(splits, n, device=device)
+        fused_kernels.fused_gradient[(own_blocks, splits, chunks)](
+            *self._pair_arguments(own, other),
+            *_vectors(own_side),
+            *_vectors(other_side),
+            scale,
+            sums,
+            sums.stride(0),
+            dims,
+            along,
+            n,
+            m,
+            share,
+            **self._pair_constants(own),
+            OWN_SIDE=own_side is not None,
+            OTHER_SIDE=other_side is not None,
+            DIRECT=splits == 1,
+            **blocks.block,
+            BLOCK_D=block_dims,
+            **blocks.options,
+        )
+        if splits > 1:
+            rows, columns = STRIP_BLOCKS.project_rows, min(STRIP_BLOCKS.project_columns, block_dims)
+            fused_kernels.merge_gradient[(triton.cdiv(n, rows), triton.cdiv(dims, columns))](
+                sums,
+                sums.stride(0),
+                dims,
+                along,
+                *_matrix(own.features),
+                own.inverse,
+                scale,
+                gradient,
+                dims,
+                n,
+                dims,
+                splits,
+                NORMALIZE=self.problem.normalize,
+                BLOCK_R=rows,
+                BLOCK_D=columns,
+                **STRIP_BLOCKS.options,
+            )
+        return gradient, along
+
+
+def _itemsize(rows: Rows) -> int:
+    """Bytes of the longest factor's element."""
+    return max(2, *(t.element_size() for t in (rows.features, rows.embeddings) if t is not None))
+
+
+def _matrix(matrix: Tensor | None) -> tuple[Tensor | None, int, int]:
+    return (None, 0, 0) if matrix is None else (matrix, matrix.stride(0), matrix.stride(1))
+
+
+def _vectors(side: Side | None) -> tuple[Tensor | None, ...]:
+    if side is None:
+        return (None,) * 4
+    return side.log_sum_exp, side.weight, side.hard, side.smooth
+
+
+def shipped() -> Iterator[ShippedKernel]:
+    """Yield every configuration of the fused kernels."""
+    for capability in CAPABILITIES:
+        for dtype in DTYPES:
+            for options in shipped_pair_options():
+                yield _shipped_statistics(capability, dtype, options)
+                yield _shipped_gradient(capability, dtype, options)
+            yield _shipped_merge(capability, dtype)
+
+
+SIDES = ("own", "other")
+SIDE_VECTORS = ("log_sum_exp", "weight", "hard", "smooth")
+
+
+def _shipped_pair(dtype: str, options: PairOptions) -> tuple[dict[str, str], dict[str, Any]]:
+    types = {"targets": "*i64", "scale": "*fp32", "parameters": "*fp32", "excluded": "i32"}
+    types |= {"dims": "i32", "embedding_dims": "i32"}
+    constants: dict[str, Any] = {
+        "exclude": None,
+        "exclude_row_stride": 0,
+        "exclude_column_stride": 0,
+        "NORMALIZE": True,
+        "EXCLUDE": False,
+        "QUERIES_OWN": True,
+        "PRECISION": "ieee",
+        **options.constexprs(),
+    }
+    for side in SIDES:
+        types |= {f"{side}_features": "*" + dtype, f"{side}_row_stride": "i32", f"{side}_inverse": "*fp32"}
+        types |= {f"{side}_count": "i32", f"{side}_places_stride": "i32"}
+        types |= {f"{side}_embedding_row_stride": "i32"}
+        constants |= {f"{side}_column_stride": 1, f"{side}_embedding_column_stride": 1}
+        for name, dtype_of, present in (
+            ("embeddings", dtype, options.source == "embeddings"),
+            ("image", "fp32", options.source == "embeddings"),
+            ("places", "fp32", options.policy != "none"),
+        ):
+            if present:
+                types[f"{side}_{name}"] = "*" + dtype_of
+            else:
+                constants[f"{side}_{name}"] = None
+    return types | {"other_share": "i32"}, constants
+
+
+def _shipped_statistics(capability: int, dtype: str, options: PairOptions) -> ShippedKernel:
+    types, constants = _shipped_pair(dtype, options)
+    blocks = fused_blocks(STATISTICS_BLOCKS, capability, 4 if dtype == "fp32" else 2)
+    return ShippedKernel.of(
+        "fused_statistics",
+        fused_kernels.fused_statistics,
+        {**types, "slots": "*fp32", "slots_stride": "i32"},
+        {**constants, "SMOOTHING": True, **blocks.block},
+        blocks.options,
+        capability,
+        f"{dtype} {options.label}",
+    )
+
+
+def _shipped_gradient(capability: int, dtype: str, options: PairOptions) -> ShippedKernel:
+    types, constants = _shipped_pair(dtype, options)
+    blocks = fused_blocks(GRADIENT_BLOCKS, capability, 4 if dtype == "fp32" else 2)
+    types |= dict.fromkeys((f"{side}_{vector}" for side in SIDES for vector in SIDE_VECTORS), "*fp32")
+    types |= {"gradient_scale": "*fp32", "out": "*" + dtype, "out_stride": "i32", "out_split_stride": "i32"}
+    return ShippedKernel.of(
+        "fused_gradient",
+        fused_kernels.fused_gradient,
+        {**types, "along": "*fp32"},
+        {
+            **constants,
+            "OWN_SIDE": True,
+            "OTHER_SIDE": True,
+            "DIRECT": True,
+            **blocks.block,
+            "BLOCK_D": blocks.dims,
+        },
+        blocks.options,
+        capability,
+        f"{dtype} {options.label}",
+    )
+
+
+def _shipped_merge(capability: int, dtype: str) -> ShippedKernel:
+    types = {"partial": "*fp32", "partial_split_stride": "i32", "partial_stride": "i32", "along": "*fp32"}
+    types |= {"features": "*" + dtype, "feature_row_stride": "i32", "inverse": "*fp32", "scale": "*fp32"}
+    types |= {"out": "*" + dtype, "out_stride": "i32", "rows": "i32", "dims": "i32", "splits": "i32"}
+    return ShippedKernel.of(
+        "merge_gradient",
+        fused_kernels.merge_gradient,
+        types,
+        {
+            "feature_column_stride": 1,
+            "NORMALIZE": True,
+            "BLOCK_R": STRIP_BLOCKS.project_rows,
+            "BLOCK_D": STRIP_BLOCKS.project_columns,
+        },
+        STRIP_BLOCKS.options,
+        capability,
+        dtype,
+    )
