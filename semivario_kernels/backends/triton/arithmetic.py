@@ -333,6 +333,8 @@ def mapped_logits_of(policy, kinds, chord, source):
 
     @triton.jit
     def mapped_logits(cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz, n):
+        if SOURCE != "embeddings":  # not read, but a block is wanted
+            vu_cos, blank = cos, positive
         logits, extra = tl.map_elementwise(
             scalar_logits, cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz,
             n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14],

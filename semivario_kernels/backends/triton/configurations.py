@@ -88,14 +88,14 @@ class FusedBlocks:
 # (oldest capability, bytes of an element) → blocks
 STATISTICS_BLOCKS = {
     (80, 2): FusedBlocks(128, 64, 64, 8, 3),
-    (90, 2): FusedBlocks(128, 64, 64, 8, 3),
-    (100, 2): FusedBlocks(128, 64, 64, 8, 3),
+    (80, 4): FusedBlocks(64, 64, 32, 8, 2),
+}
+RECTIFY_STATISTICS_BLOCKS = {  # f needs two more sums, with which 128 × 64 pairs would spill 16 to 36 B
+    (80, 2): FusedBlocks(64, 64, 64, 8, 3),
     (80, 4): FusedBlocks(64, 64, 32, 8, 2),
 }
 GRADIENT_BLOCKS = {
     (80, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
-    (90, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
-    (100, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
     (80, 4): FusedBlocks(32, 32, 32, 8, 2, 128),
 }
 
@@ -103,3 +103,9 @@ GRADIENT_BLOCKS = {
 def fused_blocks(table: dict[tuple[int, int], FusedBlocks], capability: int, itemsize: int) -> FusedBlocks:
     """Return the blocks of the newest architecture that is not newer than the GPU's."""
     return table[max(key for key in table if key[0] <= capability and key[1] == itemsize)]
+
+
+def statistics_blocks(policy: str, capability: int, itemsize: int) -> FusedBlocks:
+    """Return the blocks of `fused_statistics`."""
+    table = RECTIFY_STATISTICS_BLOCKS if policy == "rectify" else STATISTICS_BLOCKS
+    return fused_blocks(table, capability, itemsize)

@@ -59,7 +59,7 @@ class PairOptions:
         }
 
     def _mapped(self) -> Any:
-        if not self.fast or self.source != "embeddings" or len(self.kinds) > 2:
+        if not self.fast or self.policy == "none" or len(self.kinds) > 2:
             return None
         from semivario_kernels.backends.triton.arithmetic import mapped_logits_of
 
