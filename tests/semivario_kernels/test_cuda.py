@@ -14,6 +14,7 @@ from semivario_kernels import (
     semivariogram_info_nce,
     topk_gallery,
 )
+from semivario_kernels.geometry import unit_vectors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -88,6 +89,201 @@ def test_bad_values_give_nan_and_are_named_on_request(backend, monkeypatch):
     monkeypatch.setenv("SEMIVARIO_CHECK", "1")
     with pytest.raises(ValueError, match=r"gallery_latlon: .*in row 3"):
         semivariogram_info_nce(**p, **options)
+
+
+WAYS = [(name, None) for name in BACKENDS if name != "reference"] + [
+    (name, 64) for name in BACKENDS if name == "triton"
+]  # with workspace_mb; little of it leads to the fused kernels
+
+
+def large_problem(n, m, dtype=torch.bfloat16, dims=(512, 768)):
+    """On the GPU, made there; every query has its place among the gallery's first."""
+    torch.manual_seed(5)
+    x, y = (torch.randn(k, dims[0], device="cuda").to(dtype) for k in (n, m))
+    v, u = (torch.randn(k, dims[1], device="cuda").to(dtype) for k in (n, m))
+    latlon = torch.rand(m, 2, device="cuda", dtype=torch.float64) * torch.tensor([160.0, 360.0]).cuda()
+    latlon -= torch.tensor([80.0, 180.0]).cuda()
+    return {
+        "x": x,
+        "y": y,
+        "query_latlon": latlon[:n],
+        "gallery_latlon": latlon,
+        "logit_scale": torch.tensor(14.0, device="cuda"),
+        "query_embeddings": v,
+        "gallery_embeddings": u,
+    }
+
+
+EXPLAINED = {"variogram": MODEL, "policy": NegativePolicy.explained(3.0, 5.0)}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no Triton")
+def test_fused_equals_the_float64_reference(dtype, policy, reduction):
+    p = problem(333, 1501, dtype)
+    exclude = (torch.arange(333)[:, None] + torch.tensor([1, 400])) % 1501
+    options = {"variogram": MODEL, "policy": policy, "label_smoothing": 0.1, "reduction": reduction}
+    on_gpu = {k: t.cuda() for k, t in p.items()}
+    loss, gradients = gradients_of(
+        on_gpu, backend="triton", workspace_mb=16, exclude=exclude.cuda(), **options
+    )
+    high, high_gradients = gradients_of(
+        {k: t.double() for k, t in p.items()}, backend="reference", exclude=exclude, **options
+    )
+    low, low_gradients = gradients_of(p, backend="reference", exclude=exclude, **options)
+    tolerance = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    for ours, reference, wanted in zip(
+        (loss, *gradients), (low, *low_gradients), (high, *high_gradients), strict=True
+    ):
+        error = (ours.cpu().double() - wanted).abs().max()
+        assert error <= (reference.double() - wanted).abs().max() + tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("backend", "workspace_mb"), WAYS)
+def test_two_runs_are_equal_bit_for_bit(backend, workspace_mb, dtype, symmetric):
+    p = large_problem(700, 700 if symmetric else 5001, dtype)
+    runs = [
+        gradients_of(p, backend=backend, workspace_mb=workspace_mb, symmetric=symmetric, **EXPLAINED)
+        for _ in range(2)
+    ]
+    (first, first_gradients), (second, second_gradients) = runs
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(first_gradients, second_gradients, strict=True))
+
+
+def step(p, **options):
+    """Loss and gradients by backward(), which a graph can capture."""
+    for name in LEAVES:
+        p[name].grad = None
+    loss = semivariogram_info_nce(**p, **options)
+    loss.backward()
+    return loss.detach(), *(p[name].grad for name in LEAVES)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("backend", "workspace_mb"), WAYS)
+def test_a_step_does_not_wait_for_the_gpu(backend, workspace_mb, symmetric):
+    p = large_problem(300, 300 if symmetric else 3001)
+    for name in LEAVES:
+        p[name].requires_grad_()
+    exclude = torch.arange(1, 301, device="cuda")[:, None] % len(p["y"])
+    options = {"backend": backend, "workspace_mb": workspace_mb, "symmetric": symmetric, **EXPLAINED}
+    step(p, exclude=exclude, **options)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(p, exclude=exclude, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("backend", "workspace_mb"), WAYS)
+def test_a_graph_captures_a_step(backend, workspace_mb):
+    p = large_problem(300, 3001)
+    for name in LEAVES:
+        p[name].requires_grad_()
+    options = {"backend": backend, "workspace_mb": workspace_mb, **EXPLAINED}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(p, **options)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(p, **options)
+    with torch.no_grad():
+        p["x"].copy_(torch.randn_like(p["x"]))
+    graph.replay()
+    replayed = [t.clone() for t in captured]
+    for ours, wanted in zip(replayed, step(p, **options), strict=True):
+        assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize(("backend", "workspace_mb"), WAYS)
+def test_compiled_step(backend, workspace_mb):
+    p = large_problem(300, 3001)
+    for name in LEAVES:
+        p[name].requires_grad_()
+    options = {"backend": backend, "workspace_mb": workspace_mb, **EXPLAINED}
+    wanted = [t.clone() for t in step(p, **options)]
+    torch.compiler.reset()
+    compiled = torch.compile(lambda: semivariogram_info_nce(**p, **options), fullgraph=True)
+    for name in LEAVES:
+        p[name].grad = None
+    loss = compiled()
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), wanted[0], rtol=1e-6, atol=0)
+    for name, gradient in zip(LEAVES, wanted[1:], strict=True):
+        torch.testing.assert_close(p[name].grad, gradient, rtol=1e-2, atol=1e-6)
+
+
+def peak_mib(function):
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = function()
+    torch.cuda.synchronize()
+    results = sum(t.numel() * t.element_size() for t in kept)
+    return (torch.cuda.max_memory_allocated() - before - results) / 2**20
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no Triton")
+@pytest.mark.parametrize("workspace_mb", [None, 128, 64])
+def test_memory_stays_within_the_workspace(workspace_mb):
+    """Beyond inputs and gradients; vectors of M and the library's workspace are 40 MiB at most."""
+    n, m = 4096, 131072
+    p = large_problem(n, m)
+    options = {"backend": "triton", "workspace_mb": workspace_mb, **EXPLAINED}
+
+    def run():
+        loss, gradients = gradients_of(p, **options)
+        return loss, *gradients
+
+    run()
+    copies = 2 * m * 512 / 2**20 + n * 512 * 2 / 2**20  # the gradient times the upstream one, out of place
+    accumulator = 0 if workspace_mb == 64 else 4 * m * 512 / 2**20
+    assert peak_mib(run) <= (workspace_mb or 1024) + accumulator + copies + 40
+
+
+@pytest.mark.parametrize("m", [131072, 1048576])
+@pytest.mark.parametrize(("backend", "workspace_mb"), WAYS)
+def test_galleries_up_to_a_million(backend, workspace_mb, m):
+    """Rows of the loss against float32 torch on a few rows; offsets pass 2³¹ at 4,096 × 1,048,576."""
+    p = large_problem(4096, m)
+    loss, (dx, dy, _) = gradients_of(p, backend=backend, workspace_mb=workspace_mb, **EXPLAINED)
+    assert loss.isfinite()
+    assert dx.isfinite().all()
+    assert dy.isfinite().all()
+    assert dy[-1].abs().max() > 0
+    rows = torch.tensor([0, 2047, 4095], device="cuda")
+    few = {**p, "x": p["x"][rows], "query_latlon": p["query_latlon"][rows]}
+    few["query_embeddings"] = p["query_embeddings"][rows]
+    options = {"targets": rows, "reduction": "none", **EXPLAINED}
+    exact = semivariogram_info_nce(**few, **options, backend="reference")
+    losses = semivariogram_info_nce(**p, **EXPLAINED, reduction="none", backend=backend)
+    torch.testing.assert_close(losses[rows], exact, rtol=2e-3, atol=0)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no Triton")
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
+def test_inline_instructions_equal_their_plain_twins(policy):
+    """lg2.approx and the pair-by-pair mapping against tl.log2 over whole blocks."""
+    from pair_kernel import evaluated
+
+    n = 2**18
+    a, b = (random_latlon(n, seed) for seed in (1, 2))
+    b[: n // 2] = a[: n // 2] + 10 ** (-5 * torch.rand(n // 2, 2, dtype=torch.float64))
+    b[:, 0].clamp_(-90, 90)
+    p, q = (unit_vectors(t).float().cuda() for t in (a, b))
+    d = 2 * torch.rand(n, device="cuda")
+    for model in (MODEL, VariogramModel(("stable", "matern32"), 0.1, (0.3, 0.4), (90.0, 900.0), (0.3, 1.0))):
+        fast, plain = (evaluated(policy, model, p, q, d, fast=fast) for fast in (True, False))
+        assert torch.equal(fast[:2], plain[:2])
+        assert (fast[2:] - plain[2:]).abs().max() <= 4e-6 * (1 + policy.hard + policy.false)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

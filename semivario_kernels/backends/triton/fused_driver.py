@@ -77,12 +77,10 @@ class FusedDriver(TritonTileDriver):
 
     def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
         """As `TileDriver.run`."""
-        symmetric = self.problem.symmetric
-        result = Result(
-            torch.empty(0),
-            self._statistics(self._queries, self._gallery),
-            self._statistics(self._gallery, self._queries) if symmetric else None,
-        )
+        with torch.cuda.device_of(self.problem.x):  # where Triton launches
+            rows = self._statistics(self._queries, self._gallery)
+            columns = self._statistics(self._gallery, self._queries) if self.problem.symmetric else None
+        result = Result(rows.new_empty(0), rows, columns)
         result.losses = self._losses(result)
         if weights is not None and (need_dx or need_dy or need_ds):
             result.dx, result.dy, result.ds = self.gradient(
@@ -208,6 +206,12 @@ class FusedDriver(TritonTileDriver):
         self, own: Rows, other: Rows, own_side: Side | None, other_side: Side | None, gain: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the own rows' gradient and ⟨x̂, gx⟩ of every split and row."""
+        with torch.cuda.device_of(own.features):
+            return self._launch_gradient(own, other, own_side, other_side, gain)
+
+    def _launch_gradient(
+        self, own: Rows, other: Rows, own_side: Side | None, other_side: Side | None, gain: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         n, m = len(own), len(other)
         dims = own.features.shape[1]
         device = own.features.device

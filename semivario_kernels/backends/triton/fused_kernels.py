@@ -227,10 +227,10 @@ def fused_statistics(
     positive_logit = tl.zeros((BLOCK_OWN,), tl.float32)
     s = tl.load(scale)
     numbers = load_numbers(parameters, KINDS)
-    first = tl.program_id(1) * other_share
+    first = tl.program_id(1).to(tl.int64) * other_share
     last = tl.minimum(first + other_share, other_count)
     for start in range(first, last, BLOCK_OTHER):
-        other = (start + tl.arange(0, BLOCK_OTHER)).to(tl.int64)
+        other = start + tl.arange(0, BLOCK_OTHER).to(tl.int64)
         logits, _, f, _, positive = logits_tile(
             own_features, own_row_stride, own_column_stride,
             other_features, other_row_stride, other_column_stride, dims,
@@ -355,10 +355,10 @@ def fused_gradient(
     total_along = tl.zeros((BLOCK_OWN,), tl.float32)
     s = tl.load(scale)
     numbers = load_numbers(parameters, KINDS)
-    first = tl.program_id(1) * other_share
+    first = tl.program_id(1).to(tl.int64) * other_share
     last = tl.minimum(first + other_share, other_count)
     for start in range(first, last, BLOCK_OTHER):
-        other = (start + tl.arange(0, BLOCK_OTHER)).to(tl.int64)
+        other = start + tl.arange(0, BLOCK_OTHER).to(tl.int64)
         other_mask = other < last
         logits, a, f, cos, positive = logits_tile(
             own_features, own_row_stride, own_column_stride,

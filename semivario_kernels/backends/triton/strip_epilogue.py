@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from semivario_kernels.backends.tile_driver import STATISTICS, Prepared, Side, TileDriver
+from semivario_kernels.backends.tile_driver import STATISTICS, Prepared, Result, Side, TileDriver
 from semivario_kernels.backends.triton import strip_kernels
 from semivario_kernels.backends.triton.configurations import STRIP_BLOCKS
 from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
@@ -179,6 +179,24 @@ class TritonTileDriver(TileDriver):
 
     def __init__(self, problem: InfoNCEProblem, workspace_mb: int | None) -> None:
         super().__init__(problem, TritonEpilogue, workspace_mb)
+
+    def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
+        """As `TileDriver.run`, on the tensors' own GPU: Triton launches on the current one."""
+        with torch.cuda.device_of(self.problem.x):
+            return super().run(weights, need_dx, need_dy, need_ds)
+
+    def gradient(
+        self,
+        weights: Tensor,
+        row_statistics: Tensor,
+        column_statistics: Tensor | None,
+        need_dx: bool,
+        need_dy: bool,
+        need_ds: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As `TileDriver.gradient`."""
+        with torch.cuda.device_of(self.problem.x):
+            return super().gradient(weights, row_statistics, column_statistics, need_dx, need_dy, need_ds)
 
     def project(
         self,
