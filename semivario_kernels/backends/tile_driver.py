@@ -47,7 +47,7 @@ GPU_WORKSPACE_MB = 1024
 GPU_ROW_BLOCK = 1024
 GPU_COLUMN_TILE = 8192  # a tile's products stay in a GPU's second-level cache
 GPU_PROJECTION_ROWS = 16384
-ROW_MULTIPLE = 8  # entries from one row of a buffer to the next, so that rows start at multiples of 16 bytes
+ROW_MULTIPLE = 16  # entries from one row of a buffer to the next: aligned for BLAS, and as Triton knows it
 SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
 STATISTICS = 6  # max, Σexp(l − max), Σl, Σf, Σf·l, l of the positive
 

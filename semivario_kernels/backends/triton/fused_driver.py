@@ -30,7 +30,7 @@ from semivario_kernels.backends.triton.shipped import (
     ShippedKernel,
     shipped_pair_options,
 )
-from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver, padded_columns
+from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver, launching_on, padded_columns
 
 if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
@@ -77,7 +77,7 @@ class FusedDriver(TritonTileDriver):
 
     def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
         """As `TileDriver.run`."""
-        with torch.cuda.device_of(self.problem.x):  # where Triton launches
+        with launching_on(self.problem.x):
             rows = self._statistics(self._queries, self._gallery)
             columns = self._statistics(self._gallery, self._queries) if self.problem.symmetric else None
         result = Result(rows.new_empty(0), rows, columns)
@@ -206,7 +206,7 @@ class FusedDriver(TritonTileDriver):
         self, own: Rows, other: Rows, own_side: Side | None, other_side: Side | None, gain: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the own rows' gradient and ⟨x̂, gx⟩ of every split and row."""
-        with torch.cuda.device_of(own.features):
+        with launching_on(own.features):
             return self._launch_gradient(own, other, own_side, other_side, gain)
 
     def _launch_gradient(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,8 +182,8 @@ class TritonTileDriver(TileDriver):
         super().__init__(problem, TritonEpilogue, workspace_mb)
 
     def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
-        """As `TileDriver.run`, on the tensors' own GPU: Triton launches on the current one."""
-        with torch.cuda.device_of(self.problem.x):
+        """As `TileDriver.run`."""
+        with launching_on(self.problem.x):
             return super().run(weights, need_dx, need_dy, need_ds)
 
     def gradient(
@@ -195,7 +196,7 @@ class TritonTileDriver(TileDriver):
         need_ds: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As `TileDriver.gradient`."""
-        with torch.cuda.device_of(self.problem.x):
+        with launching_on(self.problem.x):
             return super().gradient(weights, row_statistics, column_statistics, need_dx, need_dy, need_ds)
 
     def project(
@@ -233,6 +234,11 @@ class TritonTileDriver(TileDriver):
             **blocks.options,
         )
         return along
+
+
+def launching_on(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the tensor's GPU the current one, where Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def padded_columns(vectors: Tensor | None) -> Tensor | None:
