@@ -51,11 +51,11 @@ def _by_keys(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     kept = next(size for size in WARPS if size >= k)
     width = min(m, max(BLOCK, PAIRS // n))
     parts = min(triton.cdiv(PROGRAMS, n), triton.cdiv(width, 4 * BLOCK))
-    buffer = torch.empty(n, width, device=x.device)
+    buffer = torch.empty(n * width, device=x.device)
     best = torch.full((n, parts, kept), EMPTY, dtype=torch.int64, device=x.device)
     for start in range(0, m, width):
         columns = min(width, m - start)
-        scores = product_into(buffer[:, :columns], x, y[start : start + columns])
+        scores = product_into(buffer[: n * columns].view(n, columns), x, y[start : start + columns])
         share = triton.cdiv(columns, parts * BLOCK) * BLOCK
         keep_best[(n, parts)](
             scores, best, scores.stride(0), columns, share, start, kept, BLOCK, **options_of(kept)
