@@ -56,7 +56,7 @@ def problems(kernel: Any, label: str, record: Record, table: Table) -> list[str]
     recorded = table.get((kernel.name, label, kernel.capability), {})
     for what in COUNTED:
         if record[what] > recorded.get(what, record[what]):
-            found.append(f"{what}: {record[what]}, {recorded[what]} in the table")
+            found.append(f"{what}: {record[what]}, {recorded[what]} in the table (make aot)")
     return found
 
 
