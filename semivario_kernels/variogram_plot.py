@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from semivario_kernels import EmpiricalVariogram, VariogramModel
+    from semivario_kernels.bootstrap import FitDraws, VariogramDraws
 
 POINTS = "#2f6fb0"
 CURVE = "#d9622b"
@@ -28,6 +29,7 @@ def plot_variogram(
     ax: Axes | None = None,
     *,
     scale: Scale = "log",
+    draws: VariogramDraws | FitDraws | None = None,
 ) -> Axes:
     """Draw γ against distance.
 
@@ -39,13 +41,16 @@ def plot_variogram(
         model: the fitted model; None draws the points alone.
         ax: matplotlib Axes to draw into; None makes a new pyplot figure.
         scale: "log", which shows every lag, or "linear", which starts at 0 km and ends at four ranges.
+        draws: bootstrap draws of `empirical`, whose 95 % bands become bars at the points; draws of a fit
+            shade the band of the curve, too.
 
     Returns:
         The Axes drawn into; the strip of counts is its child.
 
     Raises:
         ImportError: matplotlib is not installed; names the extra that brings it.
-        ValueError: neither an empirical variogram nor a model, or no bin holds a pair at a distance above 0.
+        ValueError: neither an empirical variogram nor a model, no bin holds a pair at a distance above 0, or
+            draws of another number of bins.
     """
     import_matplotlib()
     from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -79,6 +84,8 @@ def plot_variogram(
         )
         top = max(top, float(gamma.max()))
         lowest_axes = _draw_counts(ax, empirical, first_km if scale == "log" else 0.0)
+        if draws is not None:
+            top = max(top, _draw_bands(ax, empirical, draws, first_km, last_km))
     ax.set_ylim(0, 1.15 * top if top > 0 else 1)
     ax.set_ylabel("semivariogram γ")
     lowest_axes.set_xlabel("distance, km")
@@ -97,14 +104,18 @@ def import_matplotlib() -> None:
         ) from error
 
 
-def variogram_figure(empirical: EmpiricalVariogram, model: VariogramModel | None = None) -> Figure:
+def variogram_figure(
+    empirical: EmpiricalVariogram,
+    model: VariogramModel | None = None,
+    draws: VariogramDraws | FitDraws | None = None,
+) -> Figure:
     """Draw `plot_variogram` twice into a new figure: the lag on a logarithmic and on a linear axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.5, 5), layout="constrained")
     scales: tuple[Scale, Scale] = ("log", "linear")
     for ax, scale in zip(figure.subplots(1, 2), scales, strict=True):
-        plot_variogram(empirical, model, ax, scale=scale)
+        plot_variogram(empirical, model, ax, scale=scale, draws=draws)
     return figure
 
 
@@ -165,6 +176,30 @@ def _new_axes() -> Axes:
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=(7, 5), layout="constrained")[1]
+
+
+def _draw_bands(
+    ax: Axes,
+    empirical: EmpiricalVariogram,
+    draws: VariogramDraws | FitDraws,
+    first_km: float,
+    last_km: float,
+) -> float:
+    """Draw bars at the points and, for a fit, shade around the curve; return the highest γ drawn."""
+    from semivario_kernels.bootstrap import FitDraws
+
+    if isinstance(draws, FitDraws):
+        h_km = np.geomspace(first_km, last_km, 400)
+        low, high = draws.band(h_km)
+        ax.fill_between(h_km, low, high, color=CURVE, alpha=0.2, linewidth=0, zorder=1.5)
+        draws = draws.variogram
+    low, high = draws.band()
+    if low.shape != empirical.gamma.shape:
+        raise ValueError(f"draws: wanted draws of {len(empirical.gamma)} bins, got {len(low)}")
+    known = np.isfinite(low) & np.isfinite(high)
+    lag_km = empirical.lag_km[known]
+    ax.vlines(lag_km, low[known], high[known], color=POINTS, linewidth=1.2, alpha=0.7, zorder=2.5)
+    return float(high[known].max(initial=0.0))
 
 
 def _lag_limits(empirical: EmpiricalVariogram | None, model: VariogramModel | None) -> tuple[float, float]:

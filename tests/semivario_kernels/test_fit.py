@@ -3,10 +3,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from known_fields import KnownField
 from places import random_latlon
 
 from semivario_kernels import (
-    EARTH_RADIUS_KM,
     EmpiricalVariogram,
     VariogramModel,
     binned_semivariance,
@@ -62,29 +62,31 @@ def test_without_a_nugget():
 
 
 def test_a_known_random_field_is_found_again():
-    """Gaussian vectors with an exponential covariance in chord distance, by Cholesky factor."""
+    truth = VariogramModel("exponential", 0.2, 0.8, 1500.0, metric="chord")
     latlon = random_latlon(1500, 11)
-    length_km = 1500.0
-    radians = torch.deg2rad(latlon)
-    xyz = torch.stack(
-        [
-            radians[:, 0].cos() * radians[:, 1].cos(),
-            radians[:, 0].cos() * radians[:, 1].sin(),
-            radians[:, 0].sin(),
-        ],
-        1,
-    )
-    covariance = 0.8 * torch.exp(-EARTH_RADIUS_KM * torch.cdist(xyz, xyz) / length_km)
-    covariance += 0.2 * torch.eye(1500, dtype=torch.float64)
-    g = torch.Generator().manual_seed(4)
-    field = torch.linalg.cholesky(covariance) @ torch.randn(1500, 400, generator=g, dtype=torch.float64)
-    empirical = binned_semivariance(field, latlon, edges_km=log_edges_km(300.0, 12000.0, 14))
+    vectors = KnownField(truth, latlon).draw(400, seed=4)
+    empirical = binned_semivariance(vectors, latlon, edges_km=log_edges_km(300.0, 12000.0, 14))
     fit = fit_variogram(empirical, "exponential", metric="chord")
     # 400 dimensions: γ per bin is known to about 1 %
     assert fit.model.nugget == pytest.approx(0.2, abs=0.04)
     assert fit.model.sill == pytest.approx(1.0, abs=0.02)
-    assert fit.model.len_scale_km == pytest.approx(length_km, rel=0.1)
+    assert fit.model.len_scale_km == pytest.approx(1500, rel=0.1)
     assert fit.resolvable
+
+
+@pytest.mark.parametrize("weights", ["cressie", "stderr"])
+def test_embeddings_without_a_range(weights):
+    latlon = random_latlon(400, 2)
+    edges = log_edges_km(300.0, 12000.0, 14)
+    constant = binned_semivariance(torch.ones(400, 33), latlon, edges_km=edges)
+    fit = fit_variogram(constant, weights=weights)  # γ is rounding
+    assert (fit.resolvable, fit.note) == (False, "the semivariogram is flat")
+    assert fit.model.sill < 1e-6
+    generator = torch.Generator().manual_seed(0)
+    noise = binned_semivariance(torch.randn(400, 512, generator=generator), latlon, edges_km=edges)
+    fit = fit_variogram(noise, weights=weights)
+    assert not fit.resolvable
+    assert fit.model(5000.0) == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_slow_rise_is_fitted_without_a_warning():
@@ -178,6 +180,19 @@ def test_a_superfluous_structure_is_named():
     assert "the exponential structure of" in fit.note
     assert "is superfluous" in fit.note
     np.testing.assert_allclose(fit.model(LAGS_KM), truth(LAGS_KM), atol=0.01)
+
+
+@pytest.mark.parametrize("kinds", ["stable", ("exponential", "spherical")])
+def test_a_refit_is_gstools_least_squares(kinds):
+    """The refit's own optimiser against GSTools' on noisy values, by the criterion that both minimise."""
+    truth = VariogramModel(("exponential", "spherical"), 0.1, (0.4, 0.3), (5.0, 900.0))
+    noise = np.random.default_rng(5).normal(0, 0.01, 25)
+    fit = fit_variogram(empirical_of(truth(LAGS_KM)), kinds, weights="equal")
+    gamma = truth(LAGS_KM) + noise
+    gstools_fit = fit_variogram(empirical_of(gamma), kinds, weights="equal").model
+    ours = np.square(fit.refit(gamma)(LAGS_KM) - gamma).sum()
+    assert ours == pytest.approx(np.square(gstools_fit(LAGS_KM) - gamma).sum(), rel=1e-4)
+    np.testing.assert_allclose(fit.refit(gamma)(LAGS_KM), gstools_fit(LAGS_KM), atol=1e-3)
 
 
 def test_a_refit_of_other_values():
