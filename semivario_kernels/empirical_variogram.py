@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from semivario_kernels.binned_run import RunState
+    from semivario_kernels.bootstrap import VariogramDraws
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,6 +112,12 @@ class EmpiricalVariogram:
             estimator=str(values["estimator"]),
         )
         return cls(**values)
+
+    def bootstrap(self, draws: int = 200, *, seed: int = 0) -> VariogramDraws:
+        """Draw semivariograms of places drawn anew, for bands; see `bootstrap_variogram`."""
+        from semivario_kernels.bootstrap import bootstrap_variogram
+
+        return bootstrap_variogram(self, draws, seed=seed)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the points, sized by their number of pairs, on a logarithmic lag axis."""
