@@ -329,7 +329,7 @@ def wait_for_checkpoint(process, file, later_than=0):
 
 
 def test_killed_and_interrupted_it_goes_on_where_it_was(files, capsys):
-    embeddings, latlon = field(5_000)
+    embeddings, latlon = field(4_000)
     np.save(files / "v.npy", embeddings)
     np.save(files / "p.npy", latlon)
     checkpoint = files / "out.checkpoint"
@@ -359,7 +359,7 @@ def test_killed_and_interrupted_it_goes_on_where_it_was(files, capsys):
     assert capsys.readouterr().err == f"python -m semivario_kernels: going on from {checkpoint}\n"
     assert not checkpoint.exists()
     resumed = EmpiricalVariogram.load(files / "out.npz")
-    assert resumed.counts.sum() == 5_000 * 4_999 // 2
+    assert resumed.counts.sum() == 4_000 * 3_999 // 2
 
     # what the checkpoint holds is not measured again: a pair too many in it shows in the result
     checkpoint.write_bytes(saved)
