@@ -8,7 +8,7 @@ and goes on; the package then runs on torch alone.
 _native_cuda, for NVIDIA GPUs: nvcc compiles for Ampere, Hopper and Blackwell, and PTX for all others. CUDA's
 run-time library is linked statically and looks for a driver when it is first called, so that a wheel also
 runs where there is no GPU. Wheels hold it where nvcc is found; a development install only where there is a
-GPU as well, or on demand, since it takes nvcc about a minute of processor time.
+GPU as well, or on demand, since it takes nvcc about two minutes of processor time.
 
 Environment: SEMIVARIO_NATIVE=1 makes a failing build of _native an error, =0 leaves it out; SEMIVARIO_CUDA
 alike for _native_cuda; SEMIVARIO_SANITIZE=1 builds _native with AddressSanitizer and

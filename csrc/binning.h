@@ -33,4 +33,23 @@ SEMIVARIO_HD std::int32_t settled_bin(const BinTable& table, std::int32_t bin, d
     return bin;
 }
 
+// One side of a tile, sorted along a space-filling curve.
+struct BinnedSide {
+    std::int64_t size;
+    const double* axes[3];        // unit vectors
+    const float* inverse_norm;    // 1 / |v|
+    const std::int32_t* block;    // rising: which spatial block the place belongs to
+};
+
+constexpr int BIN_SUMS = 4;  // count, Σh, Σd, Σd²
+
+// Sums are kept in whole units, so many of them to 1 km, to d = 1 and to d² = 1: MOST_ADDED values of h ≤ 20,016 km
+// and d ≤ 2 stay below 2³¹. h is kept to 2 m and d to 1.2e-7, both without bias.
+constexpr int MOST_ADDED = 256;
+constexpr float H_UNITS = 256.0f;
+constexpr float D_UNITS = 4194304.0f - 1.0f;
+constexpr float D2_UNITS = 2097152.0f - 1.0f;
+
+constexpr double DUPLICATE_SQUARED_CHORD = 1e-28;  // 64 nm: above the rounding of the unit vectors
+
 }  // namespace semivario

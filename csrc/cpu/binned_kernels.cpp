@@ -26,7 +26,6 @@ constexpr int ROWS_AT_ONCE = 4;
 constexpr int TABLES = 4;
 static_assert(ROWS_AT_ONCE * CHUNK / TABLES <= MOST_ADDED, "a small table would overflow");
 constexpr std::int64_t MOST_TABLE_SLOTS = 128;  // of a small table: 8 KB in all; with more bins they seldom repeat
-constexpr double DUPLICATE_SQUARED_CHORD = 1e-28;  // 64 nm: above the rounding of the unit vectors
 
 struct Chunk {
     alignas(64) double near[CHUNK + TABLES];

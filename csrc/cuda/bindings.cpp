@@ -106,6 +106,39 @@ class Epilogue {
     DeviceLoss loss_{};
 };
 
+// The sums of a semivariogram: all addresses are borrowed until the last tile.
+class Binning {
+  public:
+    Binning(int device, Address stream, Address edges, Address cells, std::int32_t cell_count,
+            std::int32_t first_cell, std::int32_t shift, float offset, std::int32_t bins, Index blocks, Address sums,
+            Address quarter_sums, Address histogram, Index histogram_cells, Address duplicates)
+        : queue_(make_queue(device, stream)),
+          out_{{at<const double>(edges), at<const std::int32_t>(cells), cell_count, first_cell, shift, offset, bins},
+               at<Index>(sums),
+               at<Index>(quarter_sums),
+               at<Index>(histogram),
+               at<Index>(duplicates),
+               histogram_cells,
+               blocks} {}
+
+    using SideAddresses = std::tuple<Index, Address, Index, Address, Address>;  // size, axes, stride, norm, block
+
+    void add(const SideAddresses& rows, const SideAddresses& columns, Place dot, bool diagonal) const {
+        bin_tile(queue_, out_, make_side(rows), make_side(columns), at<const float>(std::get<0>(dot)),
+                 std::get<1>(dot), diagonal);
+    }
+
+  private:
+    static BinnedSide make_side(const SideAddresses& side) {
+        const auto [size, axes, stride, inverse_norm, block] = side;
+        const double* x = at<const double>(axes);
+        return {size, {x, x + stride, x + 2 * stride}, at<const float>(inverse_norm), at<const std::int32_t>(block)};
+    }
+
+    Queue queue_;
+    DeviceBinning out_;
+};
+
 // Positions of the second set: x, y and z in arrays `stride` apart.
 struct Axes {
     const float* axes[3];
@@ -158,6 +191,21 @@ PYBIND11_MODULE(_native_cuda, m) {
         .def("column_statistics", &Epilogue::column_statistics, release())
         .def("gradient", &Epilogue::gradient, release())
         .def("terms", &Epilogue::terms, release(), "rho, gamma, a, b, f of pairs from h, lag and d, for the tests.");
+
+    using semivario::Binning;
+    const auto units = py::make_tuple(1.0, semivario::H_UNITS, semivario::D_UNITS, semivario::D2_UNITS);
+    py::class_<Binning>(m, "Binning", "Sums over the pairs of tiles, per distance bin, in whole units.")
+        .def(py::init<int, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int32_t, std::int32_t, std::int32_t,
+                      float, std::int32_t, std::int64_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
+                      std::uintptr_t>(),
+             py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("edges"), py::arg("cells"),
+             py::arg("cell_count"), py::arg("first_cell"), py::arg("shift"), py::arg("offset"), py::arg("bins"),
+             py::arg("blocks"), py::arg("sums"), py::arg("quarter_sums"), py::arg("histogram"),
+             py::arg("histogram_cells"), py::arg("duplicates"))
+        .def_property_readonly_static("units", [units](py::object) { return units; }, "Of count, h, d and d².")
+        .def_property_readonly_static(
+            "quarter_units", [](py::object) { return semivario::QUARTER_UNITS; }, "Of d^¼.")
+        .def("add", &Binning::add, release());
 
     m.def("forward_scratch", &semivario::forward_scratch, "float32 values of scratch for a tile of rows × columns.");
     m.def("column_statistics_scratch", &semivario::column_statistics_scratch,

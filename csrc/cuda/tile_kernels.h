@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "../binning.h"
 #include "../policy.h"
 #include "../tile.h"
 #include "../variogram.h"
@@ -60,6 +61,23 @@ void haversine(Queue, const float* p, std::int64_t rows, const float* const q[3]
 constexpr int MOST_RANKED = 1024;
 void rank_tile(Queue, Tile, Matrix<const float> scores, std::uint64_t* best, int k);
 void read_ranking(Queue, const std::uint64_t* best, std::int64_t count, float* values, std::int64_t* indices);
+
+// d^¼ is kept in whole units like the other sums, so many of them to 1: to 5e-7, without bias.
+constexpr float QUARTER_UNITS = 1048576.0f;
+
+// The sums of a semivariogram, in units, and the table of its bins.
+struct DeviceBinning {
+    BinTable table;
+    std::int64_t* sums;          // (blocks, blocks, K + 2, BIN_SUMS)
+    std::int64_t* quarter_sums;  // (K + 2,) of d^¼; null where not wanted
+    std::int64_t* histogram;     // (K + 2, cells) of d in [0, 2]; null where not wanted
+    std::int64_t* duplicates;    // pairs at distance 0
+    std::int64_t cells, blocks;
+};
+
+// `dot` holds the products of the two sides' embeddings; with `diagonal` only columns j > i count.
+void bin_tile(Queue, const DeviceBinning&, const BinnedSide& rows, const BinnedSide& columns, const float* dot,
+              std::int64_t stride, bool diagonal);
 
 // The headers value by value, n pairs each, for the tests.
 void distances(Queue, std::int64_t n, const float* p, const float* const q[3], float* h, float* chord);

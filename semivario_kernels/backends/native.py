@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from semivario_kernels.backends import cuda_epilogue, native_epilogue, tiled_matrices
+from semivario_kernels.backends.binned_cuda import CudaBinning
 from semivario_kernels.backends.binned_native import NativeBinning
 from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.backends.cuda_epilogue import CudaEpilogue
@@ -64,9 +65,9 @@ def pairwise_haversine(p: torch.Tensor, q: torch.Tensor, dtype: torch.dtype) -> 
 
 def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
     """What bins the pairs of a semivariogram."""
-    if arithmetic_dtype(embeddings) == torch.float32 and not embeddings.is_cuda:
-        return NativeBinning(request)
-    return TorchBinning(request, arithmetic_dtype(embeddings), embeddings.device)
+    if arithmetic_dtype(embeddings) != torch.float32:
+        return TorchBinning(request, arithmetic_dtype(embeddings), embeddings.device)
+    return CudaBinning(request, embeddings.device) if embeddings.is_cuda else NativeBinning(request)
 
 
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:

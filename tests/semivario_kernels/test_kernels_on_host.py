@@ -4,7 +4,9 @@ The source is csrc/cuda/ as nvcc compiles it; a stand-in executes its grids, blo
 """
 
 import subprocess
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from cuda_host_build import STAND_IN, compiler
@@ -18,9 +20,20 @@ from epilogue_cases import (
     seeded,
 )
 from native_isa import CUDA_ON_HOST, SKIP_CUDA_ON_HOST, make_epilogue, select
+from places import SPECIAL_PLACES, random_latlon
 
-from semivario_kernels import NegativePolicy, VariogramModel, semivariogram_info_nce
+from semivario_kernels import (
+    NegativePolicy,
+    VariogramModel,
+    binned_semivariance,
+    even_edges_km,
+    log_edges_km,
+    semivariogram_info_nce,
+)
 from semivario_kernels.backends import cuda_epilogue, cuda_ranking, native, tiled_matrices
+from semivario_kernels.backends.binned_cuda import CudaBinning
+from semivario_kernels.backends.binned_walk import Side
+from semivario_kernels.binned_sums import BinnedRequest
 
 pytestmark = SKIP_CUDA_ON_HOST
 
@@ -209,6 +222,93 @@ def test_whole_loss(kind: str, options: dict, monkeypatch: pytest.MonkeyPatch):
         torch.testing.assert_close(
             got.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max().detach())
         )
+
+
+@pytest.fixture
+def towns() -> tuple[torch.Tensor, torch.Tensor]:
+    """Clustered places with duplicates, and embeddings."""
+    centers = torch.cat([torch.tensor(SPECIAL_PLACES, dtype=torch.float64), random_latlon(40, 1)])
+    near = (
+        centers[torch.arange(700) % len(centers)] + torch.randn(700, 2, generator=seeded(2)).double() * 0.05
+    )
+    latlon = torch.cat([near, random_latlon(400, 3), centers])
+    latlon[:, 0].clamp_(-90, 90)
+    return torch.randn(len(latlon), 9, generator=seeded(4)), latlon
+
+
+EDGES = {
+    "log": log_edges_km(0.01, 20100.0, 40),
+    "fine": even_edges_km(20100.0, 3142),  # more bins than shared memory holds
+    "near": log_edges_km(0.1, 3000.0, 14),  # far tiles are left out
+}
+
+
+def bin_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "binning", lambda v, request: CudaBinning(request, v.device))
+
+
+@pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES.keys())
+@pytest.mark.parametrize("estimator", ["matheron", "cressie-hawkins", "dowd"])
+def test_binned_semivariance(towns, edges, estimator: str, monkeypatch: pytest.MonkeyPatch):
+    options = {"edges_km": edges, "estimator": estimator}
+    with warnings.catch_warnings(action="ignore"):  # few pairs in a bin
+        expected = binned_semivariance(towns[0].double(), towns[1], backend="reference", **options)
+        bin_on_the_gpu(monkeypatch)
+        got = binned_semivariance(*towns, backend="native", **options)
+    assert (got.counts == expected.counts).all()
+    assert got.duplicates == expected.duplicates > 0
+    np.testing.assert_allclose(got.lag_km, expected.lag_km, rtol=1e-6, atol=2.5e-3)
+    # of few pairs the median may lie half a cell off
+    np.testing.assert_allclose(got.gamma, expected.gamma, rtol=0, atol=5e-4 if estimator == "dowd" else 2e-6)
+    np.testing.assert_allclose(got.std, expected.std, rtol=1e-4, atol=1e-3)
+
+
+def test_binned_semivariance_of_two_sets(towns, monkeypatch: pytest.MonkeyPatch):
+    v, latlon = towns
+    options = {"other_latlon": latlon[300:], "edges_km": EDGES["log"]}
+    expected = binned_semivariance(v.double(), latlon, other=v[300:].double(), backend="reference", **options)
+    bin_on_the_gpu(monkeypatch)
+    got = binned_semivariance(v, latlon, other=v[300:], backend="native", **options)
+    assert (got.counts == expected.counts).all()
+    np.testing.assert_allclose(got.gamma, expected.gamma, rtol=0, atol=2e-6)
+
+
+def test_binned_sums_do_not_depend_on_tiles_or_the_order_of_threads(towns, monkeypatch: pytest.MonkeyPatch):
+    v, latlon = towns
+    v = torch.sign(v)  # products exact in any order
+    bin_on_the_gpu(monkeypatch)
+
+    def sums() -> list[np.ndarray]:
+        found = binned_semivariance(v, latlon, edges_km=EDGES["log"], backend="native")
+        return [found.counts, found.lag_km, found.gamma, found.std, found.stderr]
+
+    whole = sums()
+    monkeypatch.setenv("CUDA_ON_HOST_REVERSED", "1")
+    monkeypatch.setattr(CudaBinning, "row_blocks", (192,))
+    monkeypatch.setattr(CudaBinning, "column_batch", 320)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(sums(), whole, strict=True))
+
+
+def test_binning_goes_on_from_earlier_sums():
+    request = BinnedRequest(torch.tensor([0.0, 1.0, 4.0]).double(), 2, True, 16)
+    binning = CudaBinning(request, torch.device("cpu"))
+    axes = torch.nn.functional.normalize(torch.randn(3, 70, generator=seeded(5)).double(), dim=0)
+    side = Side(axes, torch.ones(70).double(), (torch.arange(70) // 40).int())
+    dot = 2 * torch.rand(70, 70, generator=seeded(6)) - 1
+    binning.add(side, side, dot, True)
+    once = binning.totals()
+    other = CudaBinning(request, torch.device("cpu"))
+    other.start_from(once)
+    other.add(side, side, dot, False)
+    binning.add(side, side, dot, False)
+    for name, value in binning.totals().tensors().items():
+        assert value.equal(other.totals().tensors()[name])
+    assert once.sums[..., 0].sum() == once.histogram.sum() == 70 * 69 / 2
+    assert binning.totals().sums[..., 0].sum() == 70 * 69 / 2 + 70 * 70
+    expected = (1 - dot).triu(diagonal=1).double().clamp(min=0)
+    d = expected[torch.ones(70, 70).triu(diagonal=1) > 0]
+    assert abs(float(once.sums[..., 2].sum() - d.sum())) < 1e-4
+    assert abs(float(once.quarter_sums.sum() - d.pow(0.25).sum())) < 1e-4
 
 
 def test_refuses_what_it_cannot_serve():
