@@ -148,7 +148,8 @@ def correlation(lag, numbers, KINDS: tl.constexpr, FAST: tl.constexpr):
         share = numbers[STRUCTURES + 3 * k]
         inverse_len_scale = numbers[STRUCTURES + 3 * k + 1]
         alpha = numbers[STRUCTURES + 3 * k + 2]
-        rho += share * kind_correlation(lag * inverse_len_scale, alpha, KINDS[k], FAST)
+        # an entry of a captured tuple is a plain string in Triton 3.6
+        rho += share * kind_correlation(lag * inverse_len_scale, alpha, tl.constexpr(KINDS[k]), FAST)
     return rho
 
 

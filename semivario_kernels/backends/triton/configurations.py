@@ -1,4 +1,4 @@
-"""Block sizes, warps and stages per architecture, fixed; `SEMIVARIO_AUTOTUNE=1` is the only way to others.
+"""Block sizes, warps and stages per architecture, fixed.
 
 Registers and shared memory are what `ptxas -v` reports for the policy that needs most; nothing spills.
 """
