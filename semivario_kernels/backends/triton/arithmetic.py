@@ -130,7 +130,7 @@ def kind_correlation(z, alpha, KIND: tl.constexpr, FAST: tl.constexpr):
     elif KIND == "exponential":
         return exp(-z)
     elif KIND == "gaussian":
-        return exp(-GAUSSIAN_RESCALE_SQUARED * (z * z))
+        return exp(-(z * z) * GAUSSIAN_RESCALE_SQUARED)
     elif KIND == "spherical":
         z = at_most(z, 1.0)
         return (1.0 - z) * (1.0 - z) * (1.0 + 0.5 * z)  # = 1 − 1.5z + 0.5z³, without its cancellation
