@@ -86,8 +86,8 @@ class FusedBlocks:
 
 
 # (oldest capability, bytes of an element) → blocks. ptxas reports 183 to 255 registers and no spills. Shared
-# memory of the sums: 72 KB at 128 × 64, 48 KB at 64 × 64, 8 KB at 32 × 32; of the gradient 20 to 24 KB, and on
-# sm_100 all 512 columns of tensor memory.
+# memory of the sums: 72 KB at 128 × 64, 48 KB at 64 × 64, 8 KB at 32 × 32; of the gradient 20 to 24 KB, on
+# sm_100 with all 512 columns of tensor memory.
 STATISTICS_BLOCKS = {
     (80, 2): FusedBlocks(128, 64, 64, 8, 3),
     (100, 2): FusedBlocks(64, 64, 64, 8, 3),  # 128 × 64 would spill 48 B
