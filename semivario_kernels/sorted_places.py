@@ -6,12 +6,13 @@ import torch
 
 from semivario_kernels.backends.binned_walk import Places
 from semivario_kernels.binned_sums import affordable_blocks
+from semivario_kernels.dissimilarity import arithmetic_dtype
 from semivario_kernels.geometry import unit_vectors
 from semivario_kernels.space_filling import curve_codes
 
 Tensor = torch.Tensor
 
-NORM_ROWS = 4096
+NORM_ROWS = 1024  # cast at once where the embeddings are shorter than float32
 
 
 def sorted_places(sides: list[tuple[str, Tensor, Tensor]], bins: int) -> tuple[list[Places], int]:
@@ -44,8 +45,9 @@ def sorted_places(sides: list[tuple[str, Tensor, Tensor]], bins: int) -> tuple[l
 
 
 def _inverse_norms(name: str, embeddings: Tensor) -> Tensor:
-    """1/|v| of every row in float64, 0 for a row that is all zero."""
-    norms = torch.cat([rows.double().norm(dim=1) for rows in torch.split(embeddings, NORM_ROWS)])
+    """1/|v| of every row in float64, of norms in the arithmetic's dtype; 0 for a row that is all zero."""
+    dtype = arithmetic_dtype(embeddings)
+    norms = torch.cat([rows.to(dtype).norm(dim=1) for rows in torch.split(embeddings, NORM_ROWS)]).double()
     if not bool(torch.isfinite(norms).all()):
         row = int((~torch.isfinite(norms)).nonzero()[0])
         raise ValueError(f"{name}: wanted finite values, got NaN or infinity in row {row}")

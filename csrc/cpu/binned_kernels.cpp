@@ -128,6 +128,14 @@ void robust_stage(const Chunk& chunk, int n, double* quarter_sums, std::int64_t*
     }
 }
 
+void prefetch(const float* start, int n) {
+#if defined(__GNUC__)
+    for (int j = 0; j < n; j += 16) __builtin_prefetch(start + j);
+#else
+    (void)start, (void)n;
+#endif
+}
+
 struct Segment {
     std::int64_t start;
     int size;
@@ -181,6 +189,9 @@ void SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA)(const BinTable& table, const Bi
                         if (block_sums != nullptr) flush(tables, slots * BIN_SUMS, block_sums);
                         block_sums = of_blocks;
                     }
+                    // the products come from another core or from memory, and every row starts a new page
+                    prefetch(i + 1 < end ? dot + (i + 1) * dot_stride + segment.start
+                                         : dot + first * dot_stride + start, segment.size);
                     const Place p{rows.axes[0][i], rows.axes[1][i], rows.axes[2][i], rows.inverse_norm[i]};
                     value_stage(table, p, columns, from, dot + i * dot_stride + from, n, chunk);
                     const std::int64_t apart = slots * BIN_SUMS;

@@ -46,7 +46,7 @@ def test_import_needs_torch_and_numpy_only():
     [
         ("gstools", "semivario_kernels.VariogramModel('stable', 0.1, 0.5, 10.0).to_gstools()"),
         ("matplotlib", "semivario_kernels.VariogramModel('stable', 0.1, 0.5, 10.0).plot()"),
-        ("rich", "list(semivario_kernels.progress.track([1], 'counting', True))"),
+        ("rich", "semivario_kernels.progress.progress_bar('counting', 1, 'pairs', True).__enter__()"),
     ],
 )
 def test_a_missing_extra_is_named(module, call):
