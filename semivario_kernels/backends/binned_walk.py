@@ -195,6 +195,10 @@ class Walk:
             dot = binning.product(own, other, self._dot_buffer)
             binning.add(side, self.columns.side(where), dot, False)
 
+    def release(self) -> None:
+        """Give back the buffers."""
+        self._row_buffer, self._column_buffer, self._dot_buffer = Buffer(), Buffer(), Buffer()
+
     def _candidates(self, start: int, block_rows: int) -> Tensor:
         """The column tiles that a row block meets beside its own: those within reach of one of its tiles."""
         caps, others = self.rows.caps, self.columns.caps
