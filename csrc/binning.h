@@ -44,8 +44,8 @@ struct BinnedSide {
 constexpr int BIN_SUMS = 4;  // count, Σh, Σd, Σd²
 
 // Sums are kept in whole units, so many of them to 1 km, to d = 1 and to d² = 1: MOST_ADDED values of h ≤ 20,016 km
-// and d ≤ 2 stay below 2³¹. h is kept to 2 m and d to 1.2e-7, both without bias.
-constexpr int MOST_ADDED = 256;
+// and d ≤ 2 stay below 2³². h is kept to 2 m and d to 1.2e-7, both without bias.
+constexpr int MOST_ADDED = 512;
 constexpr float H_UNITS = 256.0f;
 constexpr float D_UNITS = 4194304.0f - 1.0f;
 constexpr float D2_UNITS = 2097152.0f - 1.0f;

@@ -1,12 +1,12 @@
 // Binning a tile of pairs: OpenMP over rows, SIMD over columns.
 //
-// A row meets the columns in chunks that stay in the L1 cache and lie in one spatial block each, in two stages:
-//   values   p_i, q_j, ⟨v, u⟩, 1/|v|, 1/|u| → squared chord in float64, cell of the bin table, (1, h, d, d²)   SIMD
-//   sums     cell → bin k; (1, h, d, d²) added to bin k's                                      pair by pair
+// A row meets the columns in chunks that stay in the L1 cache and lie in one spatial block each:
+//   values   p_i, q_j, ⟨v, u⟩, 1/|v|, 1/|u| → squared chord in float64; h, d and d² and their sums over the chunk
+//   bins     the chunk's shortest and longest distance say which edges it holds, few where the places are sorted:
+//            the sums beyond each of them are taken, and the differences belong to the bins. With many edges
+//            every pair goes to its bin by the table of binning.h.
 // The values are whole numbers of small units, so that sums are exact and neither the order of the places nor the
-// tiles nor the threads change them. With few bins they go to four small tables of 32-bit sums in turn, since
-// adding to one place again and again, as happens on sorted places, waits for the memory each time; after four
-// rows and one chunk the tables are added to the thread's sums.
+// tiles nor the threads change them.
 // Rows are dealt to the threads in fixed parts, so that two runs with as many threads give the same bits.
 //
 // This file is compiled once per instruction set; as in tile_kernels.cpp, it calls no inline function of the
@@ -22,15 +22,20 @@ namespace semivario {
 namespace {
 
 constexpr int CHUNK = 256;
-constexpr int ROWS_AT_ONCE = 4;
-constexpr int TABLES = 4;
-static_assert(ROWS_AT_ONCE * CHUNK / TABLES <= MOST_ADDED, "a small table would overflow");
-constexpr std::int64_t MOST_TABLE_SLOTS = 128;  // of a small table: 8 KB in all; with more bins they seldom repeat
+constexpr int ROWS_AT_ONCE = 8;  // share the chunk's part of the columns
+constexpr int FEW_EDGES = 12;    // passes over a chunk that cost less than its pairs one by one
+static_assert(CHUNK <= MOST_ADDED, "the sums of a chunk would overflow");
 
 struct Chunk {
-    alignas(64) double near[CHUNK + TABLES];
-    alignas(64) std::int32_t bin[CHUNK + TABLES];  // the cell at first
-    alignas(64) std::int32_t values[CHUNK + TABLES][BIN_SUMS];  // in units
+    alignas(64) double near[CHUNK];
+    alignas(64) std::uint32_t h[CHUNK], d[CHUNK], d2[CHUNK];  // in units
+    alignas(64) std::int32_t bin[CHUNK];
+    alignas(64) std::uint32_t values[CHUNK][BIN_SUMS];
+};
+
+// Of a chunk, or of its part beyond an edge.
+struct ChunkSums {
+    std::uint32_t count, h, d, d2;
 };
 
 struct Place {
@@ -38,82 +43,107 @@ struct Place {
     float inverse_norm;
 };
 
-void value_stage(const BinTable& bin_table, Place p, const BinnedSide& columns, std::int64_t from,
-                 const float* SEMIVARIO_RESTRICT dot, int n, Chunk& chunk) {
-    const BinTable table = bin_table;
+// The chunk's values and their sums, and its shortest and longest squared chord.
+ChunkSums value_stage(Place p, const BinnedSide& columns, std::int64_t from, const float* SEMIVARIO_RESTRICT dot, int n,
+                      Chunk& chunk, double& nearest, double& farthest) {
     const double* SEMIVARIO_RESTRICT qx = columns.axes[0] + from;
     const double* SEMIVARIO_RESTRICT qy = columns.axes[1] + from;
     const double* SEMIVARIO_RESTRICT qz = columns.axes[2] + from;
     const float* SEMIVARIO_RESTRICT inverse_u = columns.inverse_norm + from;
-    double* SEMIVARIO_RESTRICT near = chunk.near;
-    std::int32_t* SEMIVARIO_RESTRICT cell = chunk.bin;
-    std::int32_t (*SEMIVARIO_RESTRICT values)[BIN_SUMS] = chunk.values;
-    SEMIVARIO_SIMD
+    double low = 5.0, high = -1.0;
+    std::uint32_t sum_h = 0, sum_d = 0, sum_d2 = 0;
+#if !defined(_MSC_VER)
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : sum_h, sum_d, sum_d2)
+#endif
     for (int j = 0; j < n; ++j) {
         const double dx = p.x - qx[j], dy = p.y - qy[j], dz = p.z - qz[j];
         const double squared = dx * dx + dy * dy + dz * dz;
-        near[j] = squared;
+        chunk.near[j] = squared;
+        low = squared < low ? squared : low;
+        high = squared > high ? squared : high;
         const float h = great_circle_km(static_cast<float>(squared), positive_part(static_cast<float>(4.0 - squared)));
-        cell[j] = cell_of(table, h);
         // the product of the norms first: the same number whichever of the two places is the row
         const float dissimilarity = positive_part(1.0f - dot[j] * (p.inverse_norm * inverse_u[j]));
         const float d = dissimilarity > 2.0f ? 2.0f : dissimilarity;
-        values[j][0] = 1;
-        values[j][1] = static_cast<std::int32_t>(h * H_UNITS + 0.5f);
-        values[j][2] = static_cast<std::int32_t>(d * D_UNITS + 0.5f);
-        values[j][3] = static_cast<std::int32_t>(d * d * D2_UNITS + 0.5f);
+        // through int32, for which every instruction set has a conversion
+        const std::uint32_t h_units = static_cast<std::uint32_t>(static_cast<std::int32_t>(h * H_UNITS + 0.5f));
+        const std::uint32_t d_units = static_cast<std::uint32_t>(static_cast<std::int32_t>(d * D_UNITS + 0.5f));
+        const std::uint32_t d2_units = static_cast<std::uint32_t>(static_cast<std::int32_t>(d * d * D2_UNITS + 0.5f));
+        chunk.h[j] = h_units;
+        chunk.d[j] = d_units;
+        chunk.d2[j] = d2_units;
+        sum_h += h_units;
+        sum_d += d_units;
+        sum_d2 += d2_units;
     }
-    for (int j = n; j < n + TABLES; ++j) {  // the sums go on to a multiple of TABLES
-        near[j] = 0.0;
-        cell[j] = 0;
-        for (int k = 0; k < BIN_SUMS; ++k) values[j][k] = 0;
+    nearest = low;
+    farthest = high;
+    return {static_cast<std::uint32_t>(n), sum_h, sum_d, sum_d2};
+}
+
+ChunkSums sums_beyond(const Chunk& chunk, int n, double edge) {
+    std::uint32_t count = 0, sum_h = 0, sum_d = 0, sum_d2 = 0;
+#if !defined(_MSC_VER)
+#pragma omp simd reduction(+ : count, sum_h, sum_d, sum_d2)
+#endif
+    for (int j = 0; j < n; ++j) {
+        const std::uint32_t beyond = chunk.near[j] >= edge ? ~0u : 0u;
+        count += beyond & 1u;
+        sum_h += beyond & chunk.h[j];
+        sum_d += beyond & chunk.d[j];
+        sum_d2 += beyond & chunk.d2[j];
     }
+    return {count, sum_h, sum_d, sum_d2};
+}
+
+void add_sums(std::int64_t* of_bin, ChunkSums all, ChunkSums beyond) {
+    of_bin[0] += static_cast<std::int64_t>(all.count - beyond.count);
+    of_bin[1] += static_cast<std::int64_t>(all.h - beyond.h);
+    of_bin[2] += static_cast<std::int64_t>(all.d - beyond.d);
+    of_bin[3] += static_cast<std::int64_t>(all.d2 - beyond.d2);
+}
+
+// The bin of one pair.
+std::int32_t bin_of(const BinTable& table, double near) {
+    const float h = great_circle_km(static_cast<float>(near), positive_part(static_cast<float>(4.0 - near)));
+    return settled_bin(table, table.cells[cell_of(table, h)], near);
 }
 
 #if defined(__GNUC__)
-using Four = std::int32_t __attribute__((vector_size(16)));
+using Four = std::uint32_t __attribute__((vector_size(16)));
 using FourLong = std::int64_t __attribute__((vector_size(32), aligned(8)));
 
-void add_values(std::int32_t* sums, const std::int32_t* values) {
-    *reinterpret_cast<Four*>(sums) += *reinterpret_cast<const Four*>(values);
-}
-
-void add_values(std::int64_t* sums, const std::int32_t* values) {
+void add_values(std::int64_t* sums, const std::uint32_t* values) {
     *reinterpret_cast<FourLong*>(sums) += __builtin_convertvector(*reinterpret_cast<const Four*>(values), FourLong);
 }
 #else
-template <typename Sum>
-void add_values(Sum* sums, const std::int32_t* values) {
+void add_values(std::int64_t* sums, const std::uint32_t* values) {
     for (int k = 0; k < BIN_SUMS; ++k) sums[k] += values[k];
 }
 #endif
 
-// Adds to TABLES tables that lie `apart` sums apart, or to one where that is 0.
-template <bool keeps_bins, typename Sum>
-void sum_stage(const BinTable& bin_table, Chunk& chunk, int n, Sum* sums, std::int64_t apart) {
+// The bin of every pair of the chunk.
+void bin_stage(const BinTable& bin_table, int n, Chunk& chunk) {
     const BinTable table = bin_table;
-    for (int j = 0; j < n; j += TABLES) {
-        std::int32_t bin[TABLES], any = 0;
-        for (int k = 0; k < TABLES; ++k) any |= bin[k] = table.cells[chunk.bin[j + k]];
-        if (any >= NEAR_EDGE) {
-            for (int k = 0; k < TABLES; ++k) bin[k] = settled_bin(table, bin[k], chunk.near[j + k]);
-        }
-        for (int k = 0; k < TABLES; ++k) {
-            if constexpr (keeps_bins) chunk.bin[j + k] = bin[k];
-            add_values(sums + k * apart + BIN_SUMS * bin[k], chunk.values[j + k]);
-        }
+    SEMIVARIO_SIMD
+    for (int j = 0; j < n; ++j) {
+        chunk.bin[j] = cell_of(table, static_cast<float>(static_cast<std::int32_t>(chunk.h[j])) * (1 / H_UNITS));
     }
+    for (int j = 0; j < n; ++j) chunk.bin[j] = settled_bin(table, table.cells[chunk.bin[j]], chunk.near[j]);
 }
 
-// Moves the small tables to the sums and empties them.
-void flush(std::int32_t* SEMIVARIO_RESTRICT tables, std::int64_t size, std::int64_t* SEMIVARIO_RESTRICT sums) {
-    for (std::int64_t k = 0; k < size; ++k) {
-        sums[k] += static_cast<std::int64_t>(tables[k]) + tables[size + k] + tables[2 * size + k] + tables[3 * size + k];
+void sum_stage(int n, Chunk& chunk, std::int64_t* sums) {
+    SEMIVARIO_SIMD
+    for (int j = 0; j < n; ++j) {
+        chunk.values[j][0] = 1;
+        chunk.values[j][1] = chunk.h[j];
+        chunk.values[j][2] = chunk.d[j];
+        chunk.values[j][3] = chunk.d2[j];
     }
-    for (std::int64_t k = 0; k < TABLES * size; ++k) tables[k] = 0;
+    for (int j = 0; j < n; ++j) add_values(sums + BIN_SUMS * chunk.bin[j], chunk.values[j]);
 }
 
-float dissimilarity(const Chunk& chunk, int j) { return static_cast<float>(chunk.values[j][2]) * (1 / D_UNITS); }
+float dissimilarity(const Chunk& chunk, int j) { return static_cast<float>(static_cast<std::int32_t>(chunk.d[j])) * (1 / D_UNITS); }
 
 void robust_stage(const Chunk& chunk, int n, double* quarter_sums, std::int64_t* histogram, std::int64_t cells) {
     if (quarter_sums != nullptr) {
@@ -168,9 +198,7 @@ void SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA)(const BinTable& table, const Bi
         std::int64_t* own_histogram = out.histogram == nullptr ? nullptr : out.histogram + thread * slots * out.cells;
         std::int64_t duplicates = 0;
         Chunk chunk;
-        alignas(64) std::int32_t tables[TABLES * MOST_TABLE_SLOTS * BIN_SUMS] = {};
         const bool robust = own_quarters != nullptr || own_histogram != nullptr;
-        const bool small = slots <= MOST_TABLE_SLOTS;
         // groups of rows in turn: on the diagonal the later ones hold fewer pairs
         for (std::int64_t group = thread; group < groups; group += out.threads) {
             const std::int64_t first = group * ROWS_AT_ONCE;
@@ -178,37 +206,38 @@ void SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA)(const BinTable& table, const Bi
             for (std::int64_t start = diagonal ? first + 1 : 0; start < columns.size;) {
                 const Segment segment = segment_at(columns, start);
                 start += segment.size;
-                std::int64_t* block_sums = nullptr;
                 for (std::int64_t i = first; i < end; ++i) {
                     std::int64_t from = segment.start;
                     if (diagonal && from <= i) from = i + 1;
                     const int n = static_cast<int>(segment.start + segment.size - from);
                     if (n <= 0) continue;
                     std::int64_t* of_blocks = own_sums + (rows.block[i] * out.blocks + segment.block) * slots * BIN_SUMS;
-                    if (small && of_blocks != block_sums) {
-                        if (block_sums != nullptr) flush(tables, slots * BIN_SUMS, block_sums);
-                        block_sums = of_blocks;
-                    }
                     // the products come from another core or from memory, and every row starts a new page
                     prefetch(i + 1 < end ? dot + (i + 1) * dot_stride + segment.start
                                          : dot + first * dot_stride + start, segment.size);
                     const Place p{rows.axes[0][i], rows.axes[1][i], rows.axes[2][i], rows.inverse_norm[i]};
-                    value_stage(table, p, columns, from, dot + i * dot_stride + from, n, chunk);
-                    const std::int64_t apart = slots * BIN_SUMS;
-                    if (!robust) {
-                        small ? sum_stage<false>(table, chunk, n, tables, apart)
-                              : sum_stage<false>(table, chunk, n, of_blocks, 0);
+                    double nearest, farthest;
+                    const float* products = dot + i * dot_stride + from;
+                    ChunkSums all = value_stage(p, columns, from, products, n, chunk, nearest, farthest);
+                    const std::int32_t low = bin_of(table, nearest), high = bin_of(table, farthest);
+                    if (robust || high - low > FEW_EDGES) bin_stage(table, n, chunk);
+                    if (high - low > FEW_EDGES) {
+                        sum_stage(n, chunk, of_blocks);
                     } else {
-                        small ? sum_stage<true>(table, chunk, n, tables, apart)
-                              : sum_stage<true>(table, chunk, n, of_blocks, 0);
-                        robust_stage(chunk, n, own_quarters, own_histogram, out.cells);
+                        for (std::int32_t bin = low; bin < high; ++bin) {
+                            const ChunkSums beyond = sums_beyond(chunk, n, table.edges[bin]);
+                            add_sums(of_blocks + BIN_SUMS * bin, all, beyond);
+                            all = beyond;
+                        }
+                        add_sums(of_blocks + BIN_SUMS * high, all, {});
                     }
+                    if (robust) robust_stage(chunk, n, own_quarters, own_histogram, out.cells);
+                    if (nearest >= DUPLICATE_SQUARED_CHORD) continue;
                     int found = 0;
                     SEMIVARIO_SIMD
                     for (int j = 0; j < n; ++j) found += chunk.near[j] < DUPLICATE_SQUARED_CHORD ? 1 : 0;
                     duplicates += found;
                 }
-                if (block_sums != nullptr) flush(tables, slots * BIN_SUMS, block_sums);
             }
         }
         out.duplicates[thread] += duplicates;

@@ -73,8 +73,8 @@ def _table(
     km = starts.astype(np.float64) - offset
     low, high = km[:-1].copy(), km[1:]
     low[0] = 0.0  # all shorter distances fall into the first cell
-    # float32 distances are off by a millimetre or 1e-6 of them, and their sum with the offset is rounded
-    slack = np.maximum(1e-3, 1e-6 * high) + offset * 2.0**-MANTISSA_BITS
+    # distances come in float32 or in whole units of 4 m, and their sum with the offset is rounded
+    slack = np.maximum(4e-3, 1e-6 * high) + offset * 2.0**-MANTISSA_BITS
     lowest = np.searchsorted(edges, _squared_chord(low - slack), side="right")
     highest = np.searchsorted(edges, _squared_chord(high + slack), side="right")
     is_open = lowest != highest
