@@ -14,8 +14,9 @@ RUN := .venv/bin/python -m
 demo: $(VENV_READY)
 	$(RUN) geoclip demo
 
+# one process per core, with one thread each
 test: $(VENV_READY)
-	$(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8
 
 lint: $(VENV_READY)
 	$(RUN) ruff check

@@ -56,8 +56,9 @@ def run(folder, *options, places=True):
 
 
 def assert_same(got, wanted):
-    for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
+    np.testing.assert_array_equal(got.counts, wanted.counts)
+    for name in ARRAYS:  # float64 sums of a run in parts may differ in the last bit
+        np.testing.assert_allclose(getattr(got, name), getattr(wanted, name), rtol=1e-13, err_msg=name)
 
 
 def test_writes_measurement_model_and_picture(files, capsys):
