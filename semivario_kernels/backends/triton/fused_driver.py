@@ -286,7 +286,7 @@ def shipped() -> Iterator[ShippedKernel]:
     """Yield every configuration of the fused kernels."""
     for capability in CAPABILITIES:
         for dtype in DTYPES:
-            for options in shipped_pair_options():
+            for options in shipped_pair_options(dtype):
                 yield _shipped_statistics(capability, dtype, options)
                 yield _shipped_gradient(capability, dtype, options)
             yield _shipped_merge(capability, dtype)

@@ -257,9 +257,12 @@ def _vectors(side: Side, where: slice) -> tuple[Tensor, ...]:
 def shipped() -> Iterator[ShippedKernel]:
     """Yield every configuration of the strips' kernels."""
     for capability in CAPABILITIES:
-        for options in shipped_pair_options():
-            yield from _shipped_forward(capability, options)
         for dtype in DTYPES:
+            for options in shipped_pair_options(dtype):
+                if options.source == "embeddings" or dtype == "bf16":
+                    yield _shipped_forward(capability, dtype, options, statistics=True)
+                if dtype == "fp16":  # without the sums a kernel needs less, whatever the dtype
+                    yield _shipped_forward(capability, dtype, options, statistics=False)
             for policy, both_sides in (("none", False), ("none", True), ("rectify", True), ("penalty", True)):
                 yield _shipped_gradient(capability, dtype, policy, both_sides)
             yield _shipped_projection(capability, dtype)
@@ -269,7 +272,7 @@ def shipped() -> Iterator[ShippedKernel]:
             yield _shipped_merge(capability, accumulate)
 
 
-def _shipped_forward(capability: int, options: PairOptions) -> Iterator[ShippedKernel]:
+def _shipped_forward(capability: int, dtype: str, options: PairOptions, *, statistics: bool) -> ShippedKernel:
     types, absent = pair_types(options)
     types |= {"dot": "*fp32", "dot_stride": "i32", "extra_stride": "i32", "slots_stride": "i32"}
     types |= {"vu_stride": "i32", "slots": "*fp32"}
@@ -280,23 +283,22 @@ def _shipped_forward(capability: int, options: PairOptions) -> Iterator[ShippedK
         absent["extra"] = None
     if options.source != "embeddings":
         absent["vu"] = None
-    for statistics in (True, False):
-        for dtype in DTYPES if options.source == "embeddings" and statistics else ("fp32",):
-            yield ShippedKernel.of(
-                "strip_forward",
-                strip_kernels.strip_forward,
-                {**types, "vu": "*" + dtype},
-                {
-                    **absent,
-                    **options.constexprs(),
-                    "STATISTICS": statistics,
-                    "SMOOTHING": statistics,
-                    **STRIP_BLOCKS.walk,
-                },
-                STRIP_BLOCKS.options,
-                capability,
-                f"{dtype} {options.label}" + ("" if statistics else " gradient"),
-            )
+        dtype = "fp32"
+    return ShippedKernel.of(
+        "strip_forward",
+        strip_kernels.strip_forward,
+        {**types, "vu": "*" + dtype},
+        {
+            **absent,
+            **options.constexprs(),
+            "STATISTICS": statistics,
+            "SMOOTHING": statistics,
+            **STRIP_BLOCKS.walk,
+        },
+        STRIP_BLOCKS.options,
+        capability,
+        f"{dtype} {options.label}" + ("" if statistics else " gradient"),
+    )
 
 
 def _shipped_gradient(capability: int, dtype: str, policy: str, both_sides: bool) -> ShippedKernel:
