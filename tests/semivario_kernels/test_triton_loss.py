@@ -36,7 +36,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(strip_epilogue, "STRIP_BLOCKS", strips)
     for table in (
         configurations.STATISTICS_BLOCKS,
-        configurations.RECTIFY_STATISTICS_BLOCKS,
+        configurations.LONG_STATISTICS_BLOCKS,
         configurations.GRADIENT_BLOCKS,
     ):
         for key in table:

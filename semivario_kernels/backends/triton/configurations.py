@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from semivario_kernels.backends.triton.pair_options import PairOptions
+
 
 @cache
 def capability_of(device: torch.device) -> int:
@@ -85,21 +87,23 @@ class FusedBlocks:
         }
 
 
-# (oldest capability, bytes of an element) → blocks. ptxas reports 183 to 255 registers and no spills. Shared
-# memory of the sums: 72 KB at 128 × 64, 48 KB at 64 × 64, 8 KB at 32 × 32; of the gradient 20 to 24 KB, on
-# sm_100 with all 512 columns of tensor memory.
+# (oldest capability, bytes of an element) → blocks. ptxas reports up to 255 registers and no spills. Shared
+# memory of the sums: 72 KB at 128 × 64, 48 KB at 64 × 64, 6 KB at 64 × 32; of the gradient 20 to 24 KB, on
+# sm_100 with all 512 columns of tensor memory. Exact float32 products hold their factors in registers: 32
+# dimensions at a time take up to 65 more than 16, and spill.
 STATISTICS_BLOCKS = {
     (80, 2): FusedBlocks(128, 64, 64, 8, 3),
     (100, 2): FusedBlocks(64, 64, 64, 8, 3),  # 128 × 64 would spill 48 B
-    (80, 4): FusedBlocks(32, 32, 32, 8, 2),  # 64 × 32 would spill 16 B
+    (80, 4): FusedBlocks(64, 32, 16, 8, 2),
 }
-RECTIFY_STATISTICS_BLOCKS = {  # f needs two more sums, with which 128 × 64 pairs would spill 16 to 36 B
+# f needs two more sums, with which 128 × 64 pairs would spill 16 to 36 B, a nested model up to 88 B
+LONG_STATISTICS_BLOCKS = {
     (80, 2): FusedBlocks(64, 64, 64, 8, 3),
-    (80, 4): FusedBlocks(32, 32, 32, 8, 2),
+    (80, 4): FusedBlocks(64, 32, 16, 8, 2),
 }
 GRADIENT_BLOCKS = {
     (80, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
-    (80, 4): FusedBlocks(32, 32, 32, 8, 2, 128),
+    (80, 4): FusedBlocks(32, 32, 16, 8, 2, 128),
 }
 
 
@@ -108,7 +112,7 @@ def fused_blocks(table: dict[tuple[int, int], FusedBlocks], capability: int, ite
     return table[max(key for key in table if key[0] <= capability and key[1] == itemsize)]
 
 
-def statistics_blocks(policy: str, capability: int, itemsize: int) -> FusedBlocks:
+def statistics_blocks(options: PairOptions, capability: int, itemsize: int) -> FusedBlocks:
     """Return the blocks of `fused_statistics`."""
-    table = RECTIFY_STATISTICS_BLOCKS if policy == "rectify" else STATISTICS_BLOCKS
-    return fused_blocks(table, capability, itemsize)
+    long = options.policy == "rectify" or len(options.kinds) > 1
+    return fused_blocks(LONG_STATISTICS_BLOCKS if long else STATISTICS_BLOCKS, capability, itemsize)

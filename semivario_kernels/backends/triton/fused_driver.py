@@ -171,7 +171,7 @@ class FusedDriver(TritonTileDriver):
     def _statistics(self, own: Rows, other: Rows) -> Tensor:
         """(6, own) float64."""
         n, m = len(own), len(other)
-        blocks = statistics_blocks(self._options.policy, self._capability, _itemsize(own))
+        blocks = statistics_blocks(self._options, self._capability, _itemsize(own))
         own_blocks = triton.cdiv(n, blocks.own)
         splits, share = self._splits(own_blocks, m, blocks.other, 65535)
         slots = torch.empty(splits, STATISTICS, n, device=own.features.device)
@@ -328,7 +328,7 @@ def _shipped_pair(dtype: str, options: PairOptions) -> tuple[dict[str, str], dic
 
 def _shipped_statistics(capability: int, dtype: str, options: PairOptions) -> ShippedKernel:
     types, constants = _shipped_pair(dtype, options)
-    blocks = statistics_blocks(options.policy, capability, 4 if dtype == "fp32" else 2)
+    blocks = statistics_blocks(options, capability, 4 if dtype == "fp32" else 2)
     return ShippedKernel.of(
         "fused_statistics",
         fused_kernels.fused_statistics,

@@ -76,8 +76,8 @@ class ShippedKernel:
 def shipped_pair_options(dtype: str) -> Iterator[PairOptions]:
     """Every policy, kind, metric and source of d at least once, not their product, in bf16.
 
-    fp32, whose products need other blocks, has the extremes: no arithmetic, the longest, and the policies that
-    keep f or a. fp16 shares bf16's blocks and instructions and has no arithmetic and the policy of most sums.
+    fp32, whose products need other blocks, has the extremes: no arithmetic, the longest, and the policies
+    that keep f or a. fp16 shares bf16's blocks and instructions: no arithmetic and the policy of most sums.
     """
     policies = {
         policy: PairOptions(policy, ("stable",), source="embeddings")
