@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,11 @@ from semivario_kernels.backends.tile_driver import (
     float16_gain,
 )
 from semivario_kernels.backends.triton import fused_kernels, strip_kernels
+from semivario_kernels.backends.triton.autotune import autotunes, fastest_blocks
 from semivario_kernels.backends.triton.configurations import (
     GRADIENT_BLOCKS,
     STRIP_BLOCKS,
+    FusedBlocks,
     capability_of,
     fused_blocks,
     statistics_blocks,
@@ -168,10 +171,35 @@ class FusedDriver(TritonTileDriver):
         share = triton.cdiv(triton.cdiv(other, splits), block) * block
         return triton.cdiv(other, share), share
 
+    def _blocks(
+        self,
+        kernel: str,
+        blocks: FusedBlocks,
+        launch: Callable[[FusedBlocks], object],
+        own: Rows,
+        *sides: bool,
+    ) -> FusedBlocks:
+        """Return `blocks`, which are the table's, or with SEMIVARIO_AUTOTUNE=1 what measured fastest."""
+        if not autotunes(own.features.device):
+            return blocks
+        options = {name: value for name, value in self._pair_constants(own).items() if name != "MAPPED"}
+        matrices = [m if m is None else (str(m.dtype), m.shape[1]) for m in (own.features, own.embeddings)]
+        smoothing = self.problem.label_smoothing > 0
+        key = json.dumps([kernel, matrices, options, smoothing, sides])
+        return fastest_blocks(key, blocks, launch, own.features.device)
+
     def _statistics(self, own: Rows, other: Rows) -> Tensor:
         """(6, own) float64."""
+        blocks = self._blocks(
+            "fused_statistics",
+            statistics_blocks(self._options, self._capability, _itemsize(own)),
+            lambda blocks: self._launch_statistics(own, other, blocks),
+            own,
+        )
+        return self._launch_statistics(own, other, blocks)
+
+    def _launch_statistics(self, own: Rows, other: Rows, blocks: FusedBlocks) -> Tensor:
         n, m = len(own), len(other)
-        blocks = statistics_blocks(self._options, self._capability, _itemsize(own))
         own_blocks = triton.cdiv(n, blocks.own)
         splits, share = self._splits(own_blocks, m, blocks.other, 65535)
         slots = torch.empty(splits, STATISTICS, n, device=own.features.device)
@@ -207,15 +235,28 @@ class FusedDriver(TritonTileDriver):
     ) -> tuple[Tensor, Tensor]:
         """Return the own rows' gradient and ⟨x̂, gx⟩ of every split and row."""
         with launching_on(own.features):
-            return self._launch_gradient(own, other, own_side, other_side, gain)
+            blocks = self._blocks(
+                "fused_gradient",
+                fused_blocks(GRADIENT_BLOCKS, self._capability, _itemsize(own)),
+                lambda blocks: self._launch_gradient(own, other, own_side, other_side, gain, blocks),
+                own,
+                own_side is not None,
+                other_side is not None,
+            )
+            return self._launch_gradient(own, other, own_side, other_side, gain, blocks)
 
     def _launch_gradient(
-        self, own: Rows, other: Rows, own_side: Side | None, other_side: Side | None, gain: Tensor | None
+        self,
+        own: Rows,
+        other: Rows,
+        own_side: Side | None,
+        other_side: Side | None,
+        gain: Tensor | None,
+        blocks: FusedBlocks,
     ) -> tuple[Tensor, Tensor]:
         n, m = len(own), len(other)
         dims = own.features.shape[1]
         device = own.features.device
-        blocks = fused_blocks(GRADIENT_BLOCKS, self._capability, _itemsize(own))
         block_dims = min(blocks.dims, max(16, triton.next_power_of_2(dims)))
         own_blocks, chunks = triton.cdiv(n, blocks.own), triton.cdiv(dims, block_dims)
         most = max(1, PARTIAL_BYTES // (4 * n * dims))
