@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("build", "tests", "sanitizer", "benchmark")
 SHARE = {"build": 0.12, "tests": 0.42, "sanitizer": 0.12, "benchmark": 0.34}
 MINUTES = 9.0
-TESTS = tuple(f"tests/semivario_kernels/test_{name}.py" for name in ("cuda*", "triton_[blm]*", "native_*"))
+TESTS = tuple(
+    f"tests/semivario_kernels/test_{name}.py"
+    for name in ("cuda*", "triton_[blm]*", "triton_autotune", "native_*")
+)
 PROCESSES = 8  # of the tests: each compiles its own kernels, on a core of its own
 SANITIZERS = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 VERDICT = re.compile(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)

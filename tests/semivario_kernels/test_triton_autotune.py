@@ -166,3 +166,17 @@ def test_the_calls_of_a_loss_are_timed_and_then_made_with_the_choice(tuned, tmp_
     tuned(chosen)
     assert_equals_reference()
     assert len(set(keys)) == len(keys) == 3  # sums, ∂x with ∂s, ∂y
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="timing kernels wants a GPU")
+def test_on_a_gpu_the_choices_of_a_loss_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEMIVARIO_AUTOTUNE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    autotune._choices.cache_clear()
+    assert_equals_reference()
+    (file,) = (tmp_path / "semivario-kernels").iterdir()
+    assert len(json.loads(file.read_text())) == 3
+    monkeypatch.setattr(triton.testing, "do_bench", None)
+    autotune._choices.cache_clear()
+    assert_equals_reference()
+    autotune._choices.cache_clear()
