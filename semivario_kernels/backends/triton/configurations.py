@@ -56,6 +56,10 @@ class StripBlocks:
         """Triton's options."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}
 
+    def forward_options(self, capability: int) -> dict[str, Any]:
+        """Triton's options of strip_forward: on sm_100 ptxas would stop at 128 registers and spill."""
+        return {**self.options, "maxnreg": 168} if capability >= 100 else self.options
+
 
 STRIP_BLOCKS = StripBlocks()
 

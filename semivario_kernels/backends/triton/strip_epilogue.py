@@ -11,7 +11,7 @@ import triton
 
 from semivario_kernels.backends.tile_driver import STATISTICS, Prepared, Result, Side, TileDriver
 from semivario_kernels.backends.triton import strip_kernels
-from semivario_kernels.backends.triton.configurations import STRIP_BLOCKS
+from semivario_kernels.backends.triton.configurations import STRIP_BLOCKS, capability_of
 from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
 from semivario_kernels.backends.triton.shipped import (
     CAPABILITIES,
@@ -88,7 +88,7 @@ class TritonEpilogue:
             STATISTICS=statistics is not None,
             SMOOTHING=self._smoothing,
             **blocks.walk,
-            **blocks.options,
+            **blocks.forward_options(capability_of(dot.device)),
         )
         if statistics is not None:
             self._next_slot += splits
@@ -295,7 +295,7 @@ def _shipped_forward(capability: int, dtype: str, options: PairOptions, *, stati
             "SMOOTHING": statistics,
             **STRIP_BLOCKS.walk,
         },
-        STRIP_BLOCKS.options,
+        STRIP_BLOCKS.forward_options(capability),
         capability,
         f"{dtype} {options.label}" + ("" if statistics else " gradient"),
     )
