@@ -50,7 +50,7 @@ class NativeBinning:
     def totals(self) -> BinnedSums:
         """The sums of all threads."""
         added = {name: copies.sum(dim=0) for name, copies in self._copies.items()}
-        added["sums"] = added["sums"].double() / self._units
+        added["sums"] = added["sums"].double().div_(self._units)
         return BinnedSums(**added)
 
     def start_from(self, totals: BinnedSums) -> None:
