@@ -13,7 +13,7 @@ import torch
 from semivario_kernels.checks import ArrayLike, check_latlon, check_matrix, check_number, check_same
 from semivario_kernels.dissimilarity import has_image
 from semivario_kernels.empirical_variogram import EmpiricalVariogram
-from semivario_kernels.semivariance import Estimator, binned_semivariance
+from semivario_kernels.semivariance import Estimator, NoPairError, binned_semivariance
 
 
 def grouped_semivariance(
@@ -85,9 +85,7 @@ def grouped_semivariance(
                 progress=progress,
                 backend=backend,
             )
-        except ValueError as error:
-            if "no pair lies between" not in str(error):
-                raise
+        except NoPairError:
             left_out.append(f"{name} (no pair in any bin)")
     wanted = f"wanted at least {min_places} places and a pair in a bin"
     if not found:

@@ -34,6 +34,10 @@ Estimator = Literal["matheron", "cressie-hawkins", "dowd"]
 ESTIMATORS = ("matheron", "cressie-hawkins", "dowd")
 
 
+class NoPairError(ValueError):
+    """No pair of places lies in any bin."""
+
+
 def binned_semivariance(
     embeddings: ArrayLike,
     latlon: ArrayLike,
@@ -119,7 +123,7 @@ def binned_semivariance(
     state = run.run(progress, None if checkpoint is None else Path(checkpoint), fingerprint)
     measured = from_run(edges, state, estimator, sample.seed if run.sampled else None)
     if not measured.counts.any():
-        raise ValueError(
+        raise NoPairError(
             f"edges_km: no pair lies between {edges[0]:g} and {edges[-1]:g} km; "
             f"{len(places[0])} places were given"
         )

@@ -6,17 +6,18 @@ import torch
 
 from semivario_kernels.backends import cuda_epilogue
 from semivario_kernels.backends.bin_table import make_bin_table
-from semivario_kernels.backends.binned_torch import gathered_rows
-from semivario_kernels.backends.binned_walk import Buffer, Side
+from semivario_kernels.backends.binned_torch import TorchProducts
+from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.native_epilogue import address, matrix
 from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
 
 Tensor = torch.Tensor
 
 
-class CudaBinning:
+class CudaBinning(TorchProducts):
     """`binned_walk.PairBinning` in CUDA C++: float32 products, sums of whole units, equal in every run."""
 
+    dtype = torch.float32
     row_blocks: tuple[int, ...] = (512, 1024, 2048, 4096)
     column_batch = 16384
 
@@ -66,14 +67,6 @@ class CudaBinning:
         for name, value in totals.tensors().items():
             whole = (value * self._units[name]).round() if name in self._units else value
             self._sums[name].copy_(whole)
-
-    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
-        """Rows of the embeddings in float32."""
-        return gathered_rows(embeddings, index, buffer, torch.float32)
-
-    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
-        """Dot products of the two sides."""
-        return torch.mm(rows, columns.T, out=buffer.take(len(rows), len(columns), torch.float32, rows.device))
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
         """Bin a tile of pairs."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 
 from semivario_kernels.backends.bin_table import make_bin_table
-from semivario_kernels.backends.binned_torch import gathered_rows
-from semivario_kernels.backends.binned_walk import Buffer, Side
+from semivario_kernels.backends.binned_torch import TorchProducts
+from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.native_epilogue import native_extension
 from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
 
 Tensor = torch.Tensor
 
 
-class NativeBinning:
-    """`binned_walk.PairBinning` in C++: float32 products, float64 sums, a copy of them for each thread."""
+class NativeBinning(TorchProducts):
+    """`binned_walk.PairBinning` in C++: float32 products, sums of whole units, a copy for each thread."""
 
+    dtype = torch.float32
     row_blocks: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     column_batch = 1024
 
@@ -58,14 +59,6 @@ class NativeBinning:
         for name, value in totals.tensors().items():
             self._copies[name].zero_()
             self._copies[name][0] = (value * self._units).round() if name == "sums" else value
-
-    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
-        """Rows of the embeddings in float32."""
-        return gathered_rows(embeddings, index, buffer, torch.float32)
-
-    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
-        """Dot products of the two sides."""
-        return torch.mm(rows, columns.T, out=buffer.take(len(rows), len(columns), torch.float32, rows.device))
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
         """Bin a tile of pairs."""

@@ -21,7 +21,21 @@ def gathered_rows(embeddings: Tensor, index: Tensor, buffer: Buffer, dtype: torc
     return rows.copy_(embeddings[index])
 
 
-class TorchBinning:
+class TorchProducts:
+    """The products of a `binned_walk.PairBinning`, by torch in `dtype`."""
+
+    dtype: torch.dtype
+
+    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
+        """Rows of the embeddings, cast to the products' dtype."""
+        return gathered_rows(embeddings, index, buffer, self.dtype)
+
+    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
+        """Dot products of the two sides."""
+        return torch.mm(rows, columns.T, out=buffer.take(len(rows), len(columns), self.dtype, rows.device))
+
+
+class TorchBinning(TorchProducts):
     """`binned_walk.PairBinning` in torch: products in `dtype`, all sums in float64."""
 
     row_blocks: tuple[int, ...] = (128, 256, 512, 1024)
@@ -29,16 +43,8 @@ class TorchBinning:
 
     def __init__(self, request: BinnedRequest, dtype: torch.dtype, device: torch.device) -> None:
         self._totals = BinnedSums.empty(request, device)
-        self._request, self._dtype = request, dtype
+        self._request, self.dtype = request, dtype
         self._edges = request.chord_edges.to(device)
-
-    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
-        """Rows of the embeddings, cast to the products' dtype."""
-        return gathered_rows(embeddings, index, buffer, self._dtype)
-
-    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
-        """Dot products of the two sides."""
-        return torch.mm(rows, columns.T, out=buffer.take(len(rows), len(columns), self._dtype, rows.device))
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
         """Bin a tile of pairs."""

@@ -167,8 +167,7 @@ class Walk:
         self.triangle = len(places) == 1
         self.binning = binning
         self._reach = 2 * math.asin(min(math.sqrt(reach) / 2, 1.0)) if reach < 4 else math.pi
-        self.block_rows = self._best_block_rows()
-        self.pairs = [self._pairs(start) for start in self.starts]
+        self.block_rows, self.pairs = self._best_blocks()
         self._row_buffer, self._column_buffer, self._dot_buffer = Buffer(), Buffer(), Buffer()
 
     @property
@@ -224,9 +223,8 @@ class Walk:
                 places = (part[:, None] * TILE + torch.arange(TILE)).reshape(-1)
                 yield places[places < n].to(self.columns.index.device)
 
-    def _pairs(self, start: int, block_rows: int | None = None) -> int:
+    def _pairs(self, start: int, block_rows: int) -> int:
         """Pairs that a row block multiplies."""
-        block_rows = block_rows or self.block_rows
         size = min(block_rows, len(self.rows) - start)
         tiles = self._candidates(start, block_rows)
         columns = len(tiles) * TILE
@@ -234,13 +232,12 @@ class Walk:
             columns -= -len(self.columns) % TILE
         return size * columns + (size * (size - 1) // 2 if self.triangle else 0)
 
-    def _best_block_rows(self) -> int:
-        """Small row blocks leave more tiles out, large ones share the gathered columns."""
-        if self._reach >= math.pi:
-            return self.binning.row_blocks[-1]
-
-        def cost(block_rows: int) -> float:
-            pairs = sum(self._pairs(start, block_rows) for start in range(0, len(self.rows), block_rows))
-            return pairs * (1 + GATHERED_ROWS / block_rows)
-
-        return min(self.binning.row_blocks, key=cost)
+    def _best_blocks(self) -> tuple[int, list[int]]:
+        """Rows of a block, and the pairs of each: small ones leave more out, large ones gather less."""
+        choices = self.binning.row_blocks if self._reach < math.pi else self.binning.row_blocks[-1:]
+        pairs = {
+            block_rows: [self._pairs(start, block_rows) for start in range(0, len(self.rows), block_rows)]
+            for block_rows in choices
+        }
+        best = min(choices, key=lambda block_rows: sum(pairs[block_rows]) * (1 + GATHERED_ROWS / block_rows))
+        return best, pairs[best]
