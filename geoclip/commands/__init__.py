@@ -1,0 +1,1 @@
+"""One module per command: `add_parser` names its options, `run` does it."""

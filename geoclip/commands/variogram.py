@@ -1,0 +1,56 @@
+"""`geoclip variogram`: measure and fit the semivariogram of embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from geoclip.commands.options import DEFAULTS, Commands
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds `geoclip variogram`."""
+    variogram = commands.add_parser(
+        "variogram", help="measure and fit the semivariogram of embeddings", formatter_class=DEFAULTS
+    )
+    variogram.set_defaults(run=run)
+    variogram.add_argument("store", help="folder that `geoclip embed` wrote: training data only")
+    variogram.add_argument("--out", default="variogram.json", help="fitted model; .npz and .png go beside it")
+    variogram.add_argument(
+        "--places", type=int, default=6000, help="random photos measured, all pairs of them"
+    )
+    variogram.add_argument(
+        "--kind",
+        default="stable",
+        choices=("stable", "exponential", "gaussian", "spherical", "matern32", "nested"),
+        help="model fitted; nested is the sum of two exponential ones",
+    )
+    variogram.add_argument("--first-km", type=float, default=1.0, help="end of the first distance bin")
+    variogram.add_argument("--last-km", type=float, default=20_000.0, help="end of the last distance bin")
+    variogram.add_argument("--bins", type=int, default=30, help="distance bins")
+    variogram.add_argument("--seed", type=int, default=0, help="of the choice of photos")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs `geoclip variogram`."""
+    from geoclip.embedding_store import EmbeddingStore
+    from geoclip.measure import measure_variogram
+    from semivario_kernels import log_edges_km
+
+    fit = measure_variogram(
+        EmbeddingStore.open(options.store),
+        Path(options.out),
+        places=options.places,
+        edges_km=log_edges_km(options.first_km, options.last_km, options.bins),
+        kind=options.kind,
+        seed=options.seed,
+    )
+    model = fit.model
+    structures = ", ".join(f"{kind} of {length:.3g} km" for kind, _, length, _ in model.structures)
+    print(
+        f"γ(h) = {model.nugget:.3f} + {model.total_psill:.3f}·(1 − ρ(h)), {structures}, "
+        f"R² {fit.r2:.3f}; written to {options.out}"
+    )
+    if not fit.resolvable:
+        print(f"warning: no resolvable range: {fit.note}", file=sys.stderr)
