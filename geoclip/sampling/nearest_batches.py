@@ -1,45 +1,12 @@
-"""Which photos form the batch of a step: pure functions of (seed, step), so that resuming is trivial.
-
-Every sampler answers `batch(step)` without having produced the batches before it. A run that is killed at
-step t starts its loader at step t and sees what it would have seen.
-"""
+"""Batches of random seeds with the places nearest to them; rows may come again in later batches."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import BallTree
-from torch.utils.data import Sampler
 
-Rows = NDArray[np.int64]
-
-
-class RandomBatchSampler:
-    """Every row once per epoch in a new random order; an epoch's incomplete last batch is dropped.
-
-    Args:
-        rows: number of rows in the data set.
-        batch_size: rows per batch.
-        seed: with the step, all there is to a batch.
-
-    Raises:
-        ValueError: `batch_size` below 1 or above `rows`.
-    """
-
-    def __init__(self, rows: int, batch_size: int, *, seed: int = 0) -> None:
-        _check_batch_size(batch_size, rows)
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self._shuffled: tuple[int, Rows] | None = None
-
-    def batch(self, step: int) -> Rows:
-        """Return the (batch_size,) rows of this step."""
-        epoch, position = divmod(step, self.rows // self.batch_size)
-        if self._shuffled is None or self._shuffled[0] != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
-            self._shuffled = (epoch, order)
-        return self._shuffled[1][position * self.batch_size :][: self.batch_size]
+from geoclip.sampling.random_batches import RandomBatchSampler, Rows, check_batch_size
 
 
 class NeighbourBatchSampler:
@@ -72,7 +39,7 @@ class NeighbourBatchSampler:
     ) -> None:
         if latlon.ndim != 2 or latlon.shape[1] != 2:
             raise ValueError(f"latlon: wanted shape (N, 2), got {latlon.shape}")
-        _check_batch_size(batch_size, len(latlon))
+        check_batch_size(batch_size, len(latlon))
         if neighbours < 0:
             raise ValueError(f"neighbours: wanted at least 0, got {neighbours}")
         self.seeds = batch_size // (1 + neighbours) if seeds is None else seeds
@@ -115,31 +82,3 @@ class NeighbourBatchSampler:
                 if len(chosen) == wanted:
                     return
             nearest = self._nearest(np.array([seed_row]), 4 * len(nearest))[0]  # look further
-
-
-class StepSampler(Sampler[list[int]]):
-    """The batches of the steps from `first_step()` to `last_step`, for a DataLoader's `batch_sampler`.
-
-    Args:
-        batch: a sampler's `batch`.
-        first_step: asked when iteration begins; the trainer's step, so that a resumed run goes on there.
-        last_step: number of steps of the whole run, also its length: Lightning counts the steps before a
-            resumption too.
-    """
-
-    def __init__(self, batch: Callable[[int], Rows], first_step: Callable[[], int], last_step: int) -> None:
-        self._batch, self._first_step, self._last_step = batch, first_step, last_step
-
-    def __len__(self) -> int:
-        return self._last_step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self._first_step(), self._last_step):
-            yield self._batch(step).tolist()
-
-
-def _check_batch_size(batch_size: int, rows: int) -> None:
-    if not 1 <= batch_size <= rows:
-        raise ValueError(
-            f"batch_size: wanted between 1 and the {rows} rows of the data set, got {batch_size}"
-        )

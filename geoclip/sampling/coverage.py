@@ -1,0 +1,51 @@
+"""What an epoch's batches cover, in numbers to be logged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semivario_kernels import EARTH_RADIUS_KM
+
+
+class Coverage(NamedTuple):
+    """One epoch of one sampler."""
+
+    batches: int
+    distinct_rows: int  # rows that come at least once
+    left_out: int  # rows that do not come
+    mean_neighbour_km: float  # mean distance to the nearest other row of the same batch; NaN without places
+
+
+def coverage(batches: NDArray[np.integer], rows: int, latlon: NDArray[np.float64] | None = None) -> Coverage:
+    """Count an epoch's distinct rows and measure how near the places of a batch lie to each other.
+
+    Args:
+        batches: (B, batch_size) rows.
+        rows: rows of the data set.
+        latlon: (rows, 2) latitude and longitude in degrees.
+
+    Raises:
+        ValueError: `latlon` has another number of rows.
+    """
+    distinct = len(np.unique(batches))
+    nearest_km = float("nan")
+    if latlon is not None:
+        if len(latlon) != rows:
+            raise ValueError(f"latlon: wanted {rows} rows, got {len(latlon)}")
+        radians = np.radians(latlon)
+        along = np.cos(radians[:, 0])
+        p = np.stack(
+            [along * np.cos(radians[:, 1]), along * np.sin(radians[:, 1]), np.sin(radians[:, 0])], axis=1
+        )
+        nearest_km = float(np.mean([_nearest_km(p[batch]) for batch in batches]))
+    return Coverage(len(batches), distinct, rows - distinct, nearest_km)
+
+
+def _nearest_km(p: NDArray[np.float64]) -> float:
+    squared = ((p[:, None] - p[None]) ** 2).sum(axis=2)
+    np.fill_diagonal(squared, np.inf)
+    half_chord = np.sqrt(squared.min(axis=1)) / 2
+    return float((2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(half_chord, 1))).mean())
