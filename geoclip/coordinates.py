@@ -15,7 +15,7 @@ def check_latlon(latlon: np.ndarray, source: str) -> None:
     Raises:
         ValueError: a NaN or infinite value, a latitude outside ±90 or a longitude outside ±360 (up to there
             it is a turn too many, which the operators wrap). Names the first row, counted from 1; says so
-            when the two columns look swapped.
+            when its two values, or the two columns, look swapped.
     """
     if latlon.ndim != 2 or latlon.shape[1] != 2:
         raise ValueError(f"{source}: latlon has shape {latlon.shape}, wanted (N, 2): latitude, longitude")
@@ -24,10 +24,14 @@ def check_latlon(latlon: np.ndarray, source: str) -> None:
         return
     row = int(np.argmin(good))
     latitude, longitude = latlon[row]
-    # some latitude is too large, and every row would be fine the other way round
-    swapped = bool((np.abs(latlon[:, ::-1]) <= (90.0, 360.0)).all())
+    # some latitude is too large, and the row or all rows would be fine the other way round
+    fits_swapped = (np.abs(latlon[:, ::-1]) <= (90.0, 360.0)).all(axis=1)
+    hint = ""
+    if fits_swapped.all() and len(latlon) > 1:
+        hint = "; latitude and longitude look swapped in the whole list"
+    elif fits_swapped[row]:
+        hint = "; latitude and longitude look swapped in this row"
     raise ValueError(
         f"{source}: row {row + 1} has latitude {latitude:g}, longitude {longitude:g}; wanted finite degrees, "
-        f"latitude within ±90, longitude within ±360"
-        + ("; latitude and longitude look swapped" if swapped else "")
+        f"latitude within ±90, longitude within ±360" + hint
     )

@@ -1,31 +1,74 @@
 """GeoCLIP's image encoder: a frozen open_clip visual tower and a small trainable head."""
 
+import io
 import logging
 import os
+import warnings
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+# A photo of 128 megapixels takes 400 MB to decode; a few kilobytes can claim to be one of a thousand times
+# that.
+MAX_PIXELS = 128_000_000
+# Scaling the short side of a strip up to the backbone's input would make the long side huge.
+MAX_ASPECT = 100
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a photo the way a person sees it: EXIF orientation applied, RGB.
+
+def read_image(
+    source: str | os.PathLike[str] | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Read a photo the way a person sees it: EXIF orientation applied, RGB, the first frame, 8 bits.
+
+    Args:
+        source: A path, or the bytes of an image file.
+        name: What messages call the image; the path by default.
+        max_pixels: Larger images are refused by their header, before anything is decoded.
 
     Raises:
-        ValueError: The file is no image, or a broken one; the message names it.
+        ValueError: The file is no image, a broken one or too large a one; the message names it.
         OSError: The file cannot be opened, for instance FileNotFoundError.
     """
-    with open(path, "rb") as file:
-        try:
-            with Image.open(file) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except UnidentifiedImageError:  # its own message shows the file object
-            raise ValueError(f"{os.fspath(path)}: not a readable image: no format that is known") from None
-        # What Pillow raises depends on the format and on the damage: OSError, SyntaxError, struct.error, ...
-        except Exception as error:
-            raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
+    if not isinstance(source, bytes):
+        name = name or os.fspath(source)
+        with open(source, "rb") as file:
+            source = file.read()
+    name = name or "image"
+    if not source:
+        raise ValueError(f"{name}: not a readable image: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of what it takes for a bomb at 89 megapixels; the limit here is `max_pixels`
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ValueError(
+                        f"{width:,} × {height:,} pixels are {width * height / 1e6:,.0f} megapixels, wanted "
+                        f"at most {max_pixels / 1e6:,.0f}"
+                    )
+                if max(width, height) > MAX_ASPECT * min(width, height):
+                    raise ValueError(
+                        f"{width:,} × {height:,} pixels: a strip, wanted sides within 1:{MAX_ASPECT}"
+                    )
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:  # its own message shows the file object
+        raise ValueError(f"{name}: not a readable image: no format that is known") from None
+    # What Pillow raises depends on the format and on the damage: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ValueError(f"{name}: not a readable image: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion makes everything above 255 white
+        eight_bits = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)
+        return Image.fromarray(eight_bits).convert("RGB")
+    return image.convert("RGB")
 
 
 class ImageEncoder(nn.Module):
@@ -107,6 +150,12 @@ class ImageEncoder(nn.Module):
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
         """The backbone's own evaluation transform: PIL image -> (3, H, W)."""
         return self._load()[1]
+
+    @property
+    def preprocess_config(self) -> dict[str, Any]:
+        """What ``preprocess`` is made of: open_clip's ``size``, ``mean``, ``std``, ``interpolation``, ..."""
+        config: dict[str, Any] = dict(vars(self._load()[0])["preprocess_cfg"])
+        return config
 
     def preprocess_image(self, image: Image.Image) -> Tensor:
         """One PIL image to a batch (1, 3, H, W)."""

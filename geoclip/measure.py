@@ -1,4 +1,4 @@
-"""The semivariogram of an embedding store: measured on random photos, fitted, written and drawn."""
+"""The semivariogram of an embedding store: measured straight from its shards, fitted, written and drawn."""
 
 from __future__ import annotations
 
@@ -16,43 +16,66 @@ from semivario_kernels import (
     fit_variogram,
 )
 from semivario_kernels.atomic import write_atomically
+from semivario_kernels.embedding_files import read_embeddings
 
 
 def measure_variogram(
     store: EmbeddingStore,
     out: Path,
     *,
-    places: int = 6000,
     edges_km: NDArray[np.float64],
+    places: int | None = None,
+    max_pairs: int | None = None,
+    max_lag_km: float | None = None,
     kind: str = "stable",
     seed: int = 0,
     progress: bool = True,
 ) -> VariogramFit:
-    """Measure all pairs of a random sample of photos, fit a model, and write both with a plot.
+    """Measure pairs of a store's photos, fit a model, and write both with a plot.
+
+    The embeddings stay on disk. A measurement that was interrupted goes on where it was.
 
     Args:
         store: the training data: a held-out photo here would leak into the loss.
         out: JSON file of the model; the measurement (.npz) and the plot (.png) go beside it.
-        places: photos in the sample; all of them where the store has fewer.
         edges_km: distance bins.
+        places: measure a random sample of so many photos; None or more than there are takes all.
+        max_pairs: measure about so many pairs, see `binned_semivariance`; None takes all.
+        max_lag_km: leave out pairs beyond.
         kind: model fitted, see `fit_variogram`.
-        seed: of the sample.
+        seed: of the samples.
         progress: whether to show a bar.
 
     Returns:
         The fit, which holds what was measured.
 
     Raises:
-        ValueError: `places` below 2, or as `binned_semivariance` and `fit_variogram` say.
-        OSError: the files cannot be written.
+        ValueError: a store of test photos, `places` below 2, or as `binned_semivariance` and `fit_variogram`
+        say. OSError: the files cannot be written.
     """
-    if places < 2:
+    if store.info.get("split") == "test":
+        raise ValueError(
+            f"{store.path} holds the test split: a semivariogram is measured on training data only, as a "
+            "loss that knows the test photos makes the test worthless"
+        )
+    if places is not None and places < 2:
         raise ValueError(f"places: wanted at least 2, got {places}")
     out.parent.mkdir(parents=True, exist_ok=True)  # before the long work
-    rows = np.random.default_rng(seed).permutation(len(store))[:places]
-    rows.sort()  # a memory-mapped store reads faster in order
+    latlon = store.latlon
+    if places is not None and places < len(store):
+        rows = np.sort(np.random.default_rng(seed).permutation(len(store))[:places])
+        embeddings, latlon = store.read(rows), latlon[rows]
+    else:
+        embeddings = read_embeddings(store.path, scratch=out.parent)
     empirical = binned_semivariance(
-        store.read(rows), store.latlon[rows], edges_km=edges_km, seed=seed, progress=progress
+        embeddings,
+        latlon,
+        edges_km=edges_km,
+        max_pairs=max_pairs,
+        max_lag_km=max_lag_km,
+        seed=seed,
+        progress=progress,
+        checkpoint=out.with_suffix(".checkpoint"),
     )
     fit = fit_variogram(empirical, kind)
     empirical.save(out.with_suffix(".npz"))

@@ -15,7 +15,7 @@ BACKENDS = {
     "triton": {"triton"},
 }
 # of semivario_kernels' modules, what geoclip may use beside the public names
-SHARED_WITH_GEOCLIP = {"atomic", "progress", "variogram_plot"}
+SHARED_WITH_GEOCLIP = {"atomic", "embedding_files", "progress", "variogram_plot"}
 HEAVY = ("gstools", "lightning", "matplotlib", "open_clip", "pandas", "rich", "scipy", "sklearn", "triton")
 
 

@@ -18,8 +18,16 @@ def add_parser(commands: Commands) -> None:
     variogram.add_argument("store", help="folder that `geoclip embed` wrote: training data only")
     variogram.add_argument("--out", default="variogram.json", help="fitted model; .npz and .png go beside it")
     variogram.add_argument(
-        "--places", type=int, default=6000, help="random photos measured, all pairs of them"
+        "--max-pairs",
+        type=_pairs,
+        default=200_000_000,
+        metavar="N",
+        help="measure a random sample of about so many pairs, 1e9 for example, or all",
     )
+    variogram.add_argument(
+        "--max-lag-km", type=float, metavar="KM", help="leave out pairs beyond; they then cost little"
+    )
+    variogram.add_argument("--places", type=int, metavar="N", help="use a random sample of so many photos")
     variogram.add_argument(
         "--kind",
         default="stable",
@@ -29,7 +37,23 @@ def add_parser(commands: Commands) -> None:
     variogram.add_argument("--first-km", type=float, default=1.0, help="end of the first distance bin")
     variogram.add_argument("--last-km", type=float, default=20_000.0, help="end of the last distance bin")
     variogram.add_argument("--bins", type=int, default=30, help="distance bins")
-    variogram.add_argument("--seed", type=int, default=0, help="of the choice of photos")
+    variogram.add_argument("--seed", type=int, default=0, help="of the samples")
+    variogram.add_argument(
+        "--restart", action="store_true", help="forget what an interrupted command has measured"
+    )
+
+
+def _pairs(text: str) -> int | None:
+    """None for all of them."""
+    if text == "all":
+        return None
+    number = float(text)
+    if not number.is_integer() or number < 1:
+        raise ValueError
+    return int(number)
+
+
+_pairs.__name__ = "number of pairs"  # what argparse calls it
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,14 +62,22 @@ def run(options: argparse.Namespace) -> None:
     from geoclip.measure import measure_variogram
     from semivario_kernels import log_edges_km
 
+    store, out = EmbeddingStore.open(options.store), Path(options.out)
+    if options.restart:
+        out.with_suffix(".checkpoint").unlink(missing_ok=True)
     fit = measure_variogram(
-        EmbeddingStore.open(options.store),
-        Path(options.out),
+        store,
+        out,
         places=options.places,
+        max_pairs=options.max_pairs,
+        max_lag_km=options.max_lag_km,
         edges_km=log_edges_km(options.first_km, options.last_km, options.bins),
         kind=options.kind,
         seed=options.seed,
     )
+    pairs = int(fit.empirical.counts.sum())
+    sampled = "a sample of " if fit.empirical.sampled else ""
+    print(f"{sampled}{pairs:,} pairs of {store.path}, taken as training data")
     model = fit.model
     structures = ", ".join(f"{kind} of {length:.3g} km" for kind, _, length, _ in model.structures)
     print(

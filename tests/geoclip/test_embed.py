@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from geoclip.datasets import read_photos
 from geoclip.embed import embed_photos
 from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.image_encoder import ImageEncoder
-from geoclip.photos import PhotoList, read_photos
+from geoclip.image_files import PathFiles
+from geoclip.photos import PhotoList
 
 from .rendered_photos import render_photos
 
@@ -55,7 +57,7 @@ def embed(photos, out, encoder, **kwargs):
 
 
 def one_by_one(photos, encoder):
-    images = [encoder.preprocess(Image.open(path).convert("RGB")) for path in photos.paths.to_pylist()]
+    images = [encoder.preprocess(Image.open(path).convert("RGB")) for path in photos.images.paths.to_pylist()]
     return torch.cat([encoder.embed(image[None]) for image in images]).numpy()
 
 
@@ -74,13 +76,13 @@ def test_the_store_holds_what_the_encoder_gives(rendered, tmp_path, encoder, wor
 
 def test_a_finished_store_is_not_embedded_again_and_a_longer_list_is_added(rendered, tmp_path, encoder):
     photos = read_photos(rendered)
-    first = PhotoList(photos.ids[:25], photos.paths[:25], photos.latlon[:25])
+    first = photos.take(np.arange(25))
     embed(first, tmp_path / "store", encoder)
     gone = pa.array(["/nowhere.jpg"] * 25, pa.large_string())
-    unread = PhotoList(first.ids, gone, first.latlon)
+    unread = PhotoList(first.ids, first.latlon, PathFiles(gone))
     assert len(embed(unread, tmp_path / "store", encoder)) == 25
-    longer = pa.concat_arrays([gone, photos.paths[25:]])
-    store = embed(PhotoList(photos.ids, longer, photos.latlon), tmp_path / "store", encoder)
+    longer = PathFiles(pa.concat_arrays([gone, photos.images.paths[25:]]))
+    store = embed(PhotoList(photos.ids, photos.latlon, longer), tmp_path / "store", encoder)
     assert store.ids.to_pylist() == photos.ids.to_pylist()
     np.testing.assert_allclose(store.read(np.arange(40)), one_by_one(photos, encoder), rtol=1e-3, atol=1e-3)
 
@@ -89,7 +91,7 @@ SCRIPT = """
 import sys, open_clip
 from geoclip import embed, embedding_store
 from geoclip.image_encoder import ImageEncoder
-from geoclip.photos import read_photos
+from geoclip.datasets import read_photos
 
 csv, out, models = sys.argv[1:]
 open_clip.add_model_config(models)
@@ -111,7 +113,7 @@ def test_kill_9_then_the_same_command_again(tmp_path, encoder):
     command = [sys.executable, "-c", SCRIPT, str(csv), str(out), str(models)]
     process = subprocess.Popen(command, env=environment)
     deadline = time.monotonic() + 60
-    while not (out / "shard-00004.npy").exists():
+    while not (out / "shard-00004.parquet").exists():
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -186,13 +188,13 @@ def test_a_whole_batch_of_broken_images(csv, tmp_path, encoder):
 def test_a_store_of_other_photos_is_refused(rendered, tmp_path, encoder):
     photos = read_photos(rendered)
     embed(photos, tmp_path / "store", encoder)
-    fewer = PhotoList(photos.ids[1:], photos.paths[1:], photos.latlon[1:])
+    fewer = photos.take(np.arange(1, 40))
     with pytest.raises(ValueError, match="holds other photos, 'photo-0' for one"):
         embed(fewer, tmp_path / "store", encoder)
     moved = photos.latlon.copy()
     moved[17, 1] += 1e-6
     with pytest.raises(ValueError, match="has another position for 'photo-17'"):
-        embed(PhotoList(photos.ids, photos.paths, moved), tmp_path / "store", encoder)
+        embed(PhotoList(photos.ids, moved, photos.images), tmp_path / "store", encoder)
     embed(photos, tmp_path / "store", encoder)
 
 

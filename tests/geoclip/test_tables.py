@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from geoclip.photos import read_photos
+from geoclip.datasets import read_photos
 
 from .rendered_photos import gps_exif, random_latlon, render, render_photos
 
@@ -22,7 +22,7 @@ def test_a_rendered_csv(tmp_path):
     photos = read_photos(render_photos(tmp_path / "photos", 12))
     assert len(photos) == 12
     assert photos.ids.to_pylist() == [f"photo-{i}" for i in range(12)]
-    assert photos.paths.to_pylist() == [str(tmp_path / "photos" / f"{i:05d}.jpg") for i in range(12)]
+    assert photos.images.paths.to_pylist() == [str(tmp_path / "photos" / f"{i:05d}.jpg") for i in range(12)]
     np.testing.assert_array_equal(photos.latlon, random_latlon(12))
 
 
@@ -41,7 +41,7 @@ def test_a_folder_of_jpegs_gives_what_the_csv_says(tmp_path):
     found = read_photos(tmp_path / "photos")
     order = [0, 1, 2, *range(4, 12), 3]
     assert found.ids.to_pylist() == [*(f"{i:05d}.jpg" for i in order[:-1]), "deeper/00003.JPEG"]
-    assert found.paths[11].as_py() == str(tmp_path / "photos" / "deeper" / "00003.JPEG")
+    assert found.images.paths[11].as_py() == str(tmp_path / "photos" / "deeper" / "00003.JPEG")
     # EXIF seconds with four decimals are 3 mm; the four hemispheres are all there
     np.testing.assert_allclose(found.latlon, listed.latlon[order], atol=2e-8, rtol=0)
     assert len({tuple(signs) for signs in np.sign(found.latlon)}) == 4
@@ -86,20 +86,23 @@ def test_column_names(tmp_path, path, latitude, longitude):
     photos = read_photos(table(tmp_path, f"{longitude},note,{path},{latitude}\n20.5,x,a.jpg,-10\n"))
     np.testing.assert_array_equal(photos.latlon, [[-10, 20.5]])
     assert photos.ids.to_pylist() == ["a.jpg"]
-    assert photos.paths.to_pylist() == [str(tmp_path / "a.jpg")]
+    assert photos.images.paths.to_pylist() == [str(tmp_path / "a.jpg")]
 
 
 def test_paths_start_from_the_table_or_the_image_root(tmp_path):
     file = table(tmp_path, "path,lat,lon\nsub/a.jpg,1,2\n/data/b.jpg,1,2\n")
-    assert read_photos(file).paths.to_pylist() == [str(tmp_path / "sub/a.jpg"), "/data/b.jpg"]
-    assert read_photos(str(file), "/root dir").paths.to_pylist() == ["/root dir/sub/a.jpg", "/data/b.jpg"]
+    assert read_photos(file).images.paths.to_pylist() == [str(tmp_path / "sub/a.jpg"), "/data/b.jpg"]
+    assert read_photos(str(file), image_root="/root dir").images.paths.to_pylist() == [
+        "/root dir/sub/a.jpg",
+        "/data/b.jpg",
+    ]
 
 
 def test_ids_are_kept_as_written(tmp_path):
     text = 'id,path,lat,lon\n007,"a, b.jpg",1,2\n1e3,NA,1,2\nÅ,c.jpg,1,2\n'
     photos = read_photos(table(tmp_path, "\ufeff" + text))
     assert photos.ids.to_pylist() == ["007", "1e3", "Å"]
-    assert photos.paths.to_pylist() == [str(tmp_path / name) for name in ("a, b.jpg", "NA", "c.jpg")]
+    assert photos.images.paths.to_pylist() == [str(tmp_path / name) for name in ("a, b.jpg", "NA", "c.jpg")]
 
 
 def test_parquet(tmp_path):
@@ -113,7 +116,7 @@ def test_parquet(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "photos.parquet")
     photos = read_photos(tmp_path / "photos.parquet")
     assert photos.ids.to_pylist() == ["3", "1"]
-    assert photos.paths.to_pylist() == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert photos.images.paths.to_pylist() == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
     np.testing.assert_array_equal(photos.latlon, [[1.5, 7], [-2, 8.25]])
     assert photos.latlon.dtype == np.float64
 
@@ -127,7 +130,7 @@ HEAD = "id,path,latitude,longitude\n"
         ("", r"lacks the columns path .* and latitude .* and longitude .*; it has no columns$"),
         (
             "name,lat,lon\n",
-            r"lacks the columns path \(or img_file, image, filename\); it has name, lat, lon$",
+            r"lacks the columns path \(or img_file, .*img_id\); it has name, lat, lon$",
         ),
         ("path,north,lon\n", r"lacks the columns latitude \(or lat\); it has path, north, lon$"),
         (HEAD, "has no rows"),
@@ -155,10 +158,12 @@ def test_bad_tables_are_refused_with_the_file_named(tmp_path, text, match):
 
 def test_swapped_columns_are_named_only_where_swapping_mends_them(tmp_path):
     swapped = HEAD + "1,a.jpg,20,10\n2,b.jpg,151.2,-33.9\n"
-    with pytest.raises(ValueError, match=r"row 2 has latitude 151\.2.*latitude and longitude look swapped"):
+    with pytest.raises(ValueError, match=r"row 2 has latitude 151\.2.*look swapped in the whole list"):
         read_photos(table(tmp_path, swapped))
-    with pytest.raises(ValueError, match="row 2 has latitude 151") as caught:
+    with pytest.raises(ValueError, match=r"row 2 has latitude 151.*look swapped in this row"):
         read_photos(table(tmp_path, swapped + "3,c.jpg,10,100\n"))
+    with pytest.raises(ValueError, match=r"row 2 has latitude 151") as caught:
+        read_photos(table(tmp_path, HEAD + "1,a.jpg,20,10\n2,b.jpg,151.2,-133.9\n"))
     assert "look swapped" not in str(caught.value)
 
 
