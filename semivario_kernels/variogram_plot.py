@@ -236,9 +236,10 @@ def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float
     middle_km = math.sqrt(first_km * last_km) if scale == "log" else last_km / 2
     if first_km < range_km < last_km:
         ax.axvline(range_km, **dashed)
+        height = 0.08 if abs(model.nugget / model.sill - 0.1) > 0.06 else 0.2  # clear of the nugget's line
         ax.text(
             range_km,
-            0.08,
+            height,
             f" range {_km(range_km)} ",
             ha="left" if range_km < middle_km else "right",
             transform=ax.get_xaxis_transform(),

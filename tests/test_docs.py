@@ -1,0 +1,100 @@
+"""The documentation builds without a warning, and the messages it explains are the ones that come."""
+
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semivario_kernels import (
+    NegativePolicy,
+    VariogramModel,
+    binned_semivariance,
+    even_edges_km,
+    fit_variogram,
+    log_edges_km,
+    semivariogram_info_nce,
+)
+
+ROOT = Path(__file__).parents[1]
+PLAIN = NegativePolicy.none()
+MODEL = VariogramModel("exponential", 0.1, 0.8, 500.0)
+
+
+def features(n, seed=0):
+    return torch.randn(n, 8, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def places(n, seed=0):
+    return np.random.default_rng(seed).uniform((-60, -170), (60, 170), (n, 2))
+
+
+def loss(n=4, m=6, latlon=None, **options):
+    return semivariogram_info_nce(
+        features(n), features(m, 1), places(n), places(m) if latlon is None else latlon, 10.0, **options
+    )
+
+
+def second_derivative():
+    x = features(4)
+    value = semivariogram_info_nce(x, features(6, 1), None, None, 10.0, policy=PLAIN)
+    torch.autograd.grad(value, x, create_graph=True)
+
+
+def smooth_field_fitted_in_arc():
+    latlon = places(400)
+    embeddings = np.cos(np.radians(latlon) @ np.random.default_rng(1).normal(size=(2, 32)) * 3)
+    empirical = binned_semivariance(embeddings, latlon, edges_km=log_edges_km(100, 20_000, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_variogram(empirical, "stable")
+
+
+def few_bins():
+    empirical = binned_semivariance(features(50).detach(), places(50), edges_km=even_edges_km(20_000, 3))
+    fit_variogram(empirical, "nested")
+
+
+# what a user does, by the beginning of the message that comes
+MISTAKES = {
+    "query_embeddings: policy": lambda: loss(variogram=MODEL),
+    "variogram: policy": loss,
+    "targets: wanted": lambda: loss(6, 4, policy=PLAIN),
+    "gallery_latlon: wanted": lambda: loss(
+        latlon=np.array([[0.0, 0.0]] * 5 + [[120.0, 10.0]]), policy=NegativePolicy.distance_linear(1, 100)
+    ),
+    "semivariogram_info_nce has no second": second_derivative,
+    "edges_km: no pair": lambda: binned_semivariance(features(5).detach(), places(5), edges_km=[0, 1e-3]),
+    "stable with alpha": smooth_field_fitted_in_arc,
+    "empirical: a ": few_bins,
+    "backend: 'triton'": lambda: loss(policy=PLAIN, backend="triton"),
+}
+
+
+def explained_messages():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    return [m for m in re.findall(r"\*\*`([^`]+)`\*\*", page) if not m.startswith("…")]
+
+
+@pytest.mark.parametrize("message", explained_messages())
+def test_the_explained_message_comes(message, monkeypatch):
+    monkeypatch.delenv("SEMIVARIO_BACKEND", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    (start,) = [start for start in MISTAKES if message.startswith(start)]
+    pattern = ".*".join(re.escape(part) for part in message.split("…"))
+    with pytest.raises((ValueError, RuntimeError, UserWarning)) as caught:
+        MISTAKES[start]()
+    assert re.match(pattern, " ".join(str(caught.value).split())), caught.value
+
+
+def test_the_site_builds(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    run = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    api = (tmp_path / "site" / "api.html").read_text()
+    assert 'id="semivario_kernels.semivariogram_info_nce"' in api
+    assert "The semivariogram-regularised" not in api  # members, not module docstrings
