@@ -9,7 +9,7 @@ ENVIRONMENT := $(CACHE)/environment-$(KEY)
 VENV_READY := .venv/ready-$(KEY)
 RUN := .venv/bin/python -m
 
-.PHONY: demo test lint bench aot gpu sanitize lock clean
+.PHONY: demo test lint bench aot docs gpu sanitize wheels compat lock clean
 
 demo: $(VENV_READY)
 	$(RUN) geoclip demo
@@ -29,6 +29,18 @@ bench: $(VENV_READY)
 # every Triton kernel that ships, compiled for sm_80, sm_90 and sm_100; needs no GPU
 aot: $(VENV_READY)
 	$(RUN) benchmarks.aot
+
+# the documentation as a site in build/site
+docs: $(VENV_READY)
+	$(RUN) mkdocs build --strict
+
+# sdist and wheels into dist/, tried in an environment of their own
+wheels: $(VENV_READY)
+	.ci/wheels
+
+# the operators' tests on the oldest and the newest versions, with the interpreters that are there
+compat:
+	.ci/compat
 
 # on a machine with a GPU, in at most nine minutes: builds csrc/, tests, sanitizes, benchmarks. Uses the Python
 # that is there, needs no network and no .venv. OUT=folder takes results and logs; GPU_FLAGS, see

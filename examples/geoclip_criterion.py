@@ -51,9 +51,7 @@ class Model(nn.Module):
         return self.location_encoder(torch.cat((waves.sin(), waves.cos()), dim=1))
 
 
-def train(
-    latlon: torch.Tensor, embeddings: torch.Tensor, variogram: VariogramModel, steps: int
-) -> list[float]:
+def train(latlon: torch.Tensor, embeddings: torch.Tensor, variogram: VariogramModel) -> list[float]:
     """Return the loss of each step."""
     model = Model()
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -1,5 +1,7 @@
 """Semivariogram-regularised contrastive learning on the Earth."""
 
+from typing import Any
+
 from semivario_kernels.backends import available_backends, explain_backend
 from semivario_kernels.dissimilarity import cosine_dissimilarity
 from semivario_kernels.edges import even_edges_km, log_edges_km, quantile_edges_km
@@ -37,3 +39,11 @@ __all__ = [
     "semivariogram_info_nce",
     "topk_gallery",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module 'semivario_kernels' has no attribute {name!r}")
+    from importlib.metadata import version  # pyproject.toml's, the only place where it stands
+
+    return version("semivario-kernels")
