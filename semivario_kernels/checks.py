@@ -35,21 +35,33 @@ def is_checked(tensor: torch.Tensor) -> bool:
 
 
 def check_matrix(
-    name: str, value: object, *, rows: int | None = None, columns: int | None = None
+    name: str,
+    value: object,
+    *,
+    rows: int | None = None,
+    columns: int | None = None,
+    allow_empty: bool = False,
 ) -> torch.Tensor:
-    """Return `value` as a non-empty (rows, columns) tensor of a floating dtype."""
+    """Return `value` as a (rows, columns) tensor of a floating dtype, with rows if not `allow_empty`."""
     tensor = as_tensor(name, value)
     wanted = f"({'n' if rows is None else rows}, {'dimensions' if columns is None else columns})"
     if tensor.ndim != 2 or rows not in (None, tensor.shape[0]) or columns not in (None, tensor.shape[1]):
         raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
-    if tensor.numel() == 0:
+    if tensor.shape[1] == 0 or (tensor.shape[0] == 0 and not allow_empty):
         raise ValueError(f"{name}: wanted shape {wanted} with at least one row, got {tuple(tensor.shape)}")
     if tensor.dtype not in FEATURE_DTYPES:
         raise ValueError(f"{name}: wanted float32, float64, bfloat16 or float16, got {tensor.dtype}")
     return tensor
 
 
-def check_latlon(name: str, value: object, *, rows: int | None = None, values: bool = True) -> torch.Tensor:
+def check_latlon(
+    name: str,
+    value: object,
+    *,
+    rows: int | None = None,
+    values: bool = True,
+    allow_empty: bool = False,
+) -> torch.Tensor:
     """Return positions as a float (rows, 2) tensor; with `values`, coordinates are looked at too."""
     tensor = as_tensor(name, value)
     if not tensor.is_floating_point() and tensor.dtype is not torch.bool:
@@ -57,7 +69,7 @@ def check_latlon(name: str, value: object, *, rows: int | None = None, values: b
     wanted = f"({'n' if rows is None else rows}, 2) of (latitude, longitude) in degrees"
     if tensor.ndim != 2 or tensor.shape[1] != 2 or rows not in (None, tensor.shape[0]):
         raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
-    if tensor.shape[0] == 0:
+    if tensor.shape[0] == 0 and not allow_empty:
         raise ValueError(f"{name}: wanted shape {wanted} with at least one row, got {tuple(tensor.shape)}")
     if tensor.dtype not in POSITION_DTYPES:
         raise ValueError(f"{name}: wanted float32 or float64 degrees, got {tensor.dtype}")

@@ -90,10 +90,12 @@ def semivariogram_info_nce(
         exclude: (N, K) int64 gallery indices that leave a row's denominator, padded by −1; never the row's
             own positive.
         reduction: "mean", "sum" or "none", which returns (N,): of the symmetric loss ½(row_i + column_{t_i}).
-        group: a torch.distributed group over whose ranks queries and gallery are split. Targets and `exclude`
-            then index the gallery concatenated in rank order. Every rank returns the loss of its own rows;
-            the gradients it leaves, averaged over the ranks as DistributedDataParallel does, are those of the
-            global mean (of the mean over ranks of the sum, for "sum" and "none").
+        group: a torch.distributed group over whose ranks queries and gallery are split, in shards of any
+            size, empty ones too; `communication_plan` says what travels. Targets and `exclude` then index the
+            gallery concatenated in rank order. Every rank returns the loss of its own rows, a mean of 0 where
+            it has none; the gradients it leaves, averaged over the ranks as DistributedDataParallel does, are
+            those of the global mean (of the mean over ranks of the sum, for "sum" and "none"). All ranks have
+            to call forward and backward.
         workspace_mb: bound on the scratch memory of the backends that have one.
         backend: a name from `available_backends()`; None picks the fastest.
 
@@ -106,8 +108,9 @@ def semivariogram_info_nce(
             anywhere with SEMIVARIO_CHECK=1); a policy without the variogram, positions or embeddings it
             reads; N > M without targets; a symmetric loss whose targets are no permutation.
     """
-    features = check_matrix("x", x)
-    gallery = check_matrix("y", y, columns=features.shape[1])
+    sharded = group is not None
+    features = check_matrix("x", x, allow_empty=sharded)
+    gallery = check_matrix("y", y, columns=features.shape[1], allow_empty=sharded)
     check_same("device", "x", features, "y", gallery)
     if torch.is_autocast_enabled(features.device.type):
         features, gallery = (t.to(torch.get_autocast_dtype(t.device.type)) for t in (features, gallery))
@@ -126,40 +129,26 @@ def semivariogram_info_nce(
     epsilon = check_number("label_smoothing", label_smoothing, low=0, high=1)
     n = features.shape[0]
     weights = None if row_weights is None else _check_weights(row_weights, features)
-    p, q = _check_positions(policy, query_latlon, gallery_latlon, features, gallery)  # degrees
+    p, q = _check_positions(policy, query_latlon, gallery_latlon, features, gallery, sharded)  # degrees
     v, u = _check_dissimilarity(
-        policy, variogram, dissimilarity, query_embeddings, gallery_embeddings, features, gallery
+        policy, variogram, dissimilarity, query_embeddings, gallery_embeddings, features, gallery, sharded
     )
 
-    if group is not None:
-        from semivario_kernels.distributed import Shards
-
-        shards = Shards(n, gallery.shape[0], group, features.device)
-        gallery, q, u = shards.gather_gallery(gallery), shards.gather_gallery(q), shards.gather_gallery(u)
-    else:
-        shards = None
     m = gallery.shape[0]
-
     if targets is None:
-        first, own_gallery = (0, m) if shards is None else (shards.gallery_offset, shards.own_gallery)
-        if n > own_gallery:
+        if n > m:
             raise ValueError(
                 f"targets: wanted the index of every query's positive, since there are {n} queries for "
-                f"{own_gallery} gallery entries; got None"
+                f"{m} gallery entries; got None"
             )
-        positives = torch.arange(first, first + n, device=features.device)
+        positives = torch.arange(n, device=features.device)
     else:
         positives = check_indices("targets", targets, shape=(n,), device=features.device)
     excluded = (
         None if exclude is None else check_indices("exclude", exclude, shape=(n, -1), device=features.device)
     )
-    if symmetric and shards is not None:
-        features, positives = shards.gather_queries(features), shards.gather_queries(positives)
-        p, v, excluded = shards.gather_queries(p), shards.gather_queries(v), shards.gather_queries(excluded)
-    if symmetric and len(positives) != m:
-        raise ValueError(
-            f"symmetric: wanted as many queries as gallery entries, got {len(positives)} and {m}"
-        )
+    if symmetric and n != m and not sharded:
+        raise ValueError(f"symmetric: wanted as many queries as gallery entries, got {n} and {m}")
 
     problem = InfoNCEProblem(
         x=features,
@@ -176,25 +165,29 @@ def semivariogram_info_nce(
         label_smoothing=epsilon,
         symmetric=symmetric,
         normalize=normalize,
-        row_weights=None if shards is not None and symmetric else weights,  # gathered rows have none
+        row_weights=weights,
     )
     name = backends.choose(backend, features)
-    if name == "reference" or reduction == "none" or (symmetric and shards is not None):
+    if group is not None:
+        if name == "reference":
+            raise ValueError("backend: 'reference' holds all pairs in one process and takes no group")
+        from semivario_kernels.sharded_operator import sharded_row_losses
+
+        losses = sharded_row_losses(problem, group, targets is None, reduction == "mean", name, workspace_mb)
+    elif name == "reference" or reduction == "none":
         losses = row_losses(problem, name, workspace_mb)
-        if symmetric and shards is not None:
-            losses = shards.own_queries(losses)
-        if weights is not None:
-            losses = losses * weights
-        if reduction == "none":
-            return losses
-        loss = losses.sum()
-        if reduction == "mean":
-            loss = loss / (n if weights is None else weights.sum())
     else:
-        loss = reduced_loss(problem, reduction, name, workspace_mb)
-    if shards is None or reduction == "sum":
-        return loss
-    return shards.scale_gradient(loss, loss.new_tensor(n) if weights is None else weights.sum())
+        return reduced_loss(problem, reduction, name, workspace_mb)
+    if weights is not None:
+        losses = losses * weights
+    if reduction == "none":
+        return losses
+    loss = losses.sum()
+    if reduction == "mean":
+        total = loss.new_tensor(n) if weights is None else weights.sum()
+        # a rank without rows, or with weights of 0 only, has no mean
+        loss = loss / torch.where(total > 0, total, 1) if sharded else loss / total
+    return loss
 
 
 def _check_weights(row_weights: ArrayLike, x: torch.Tensor) -> torch.Tensor:
@@ -211,6 +204,7 @@ def _check_positions(
     gallery_latlon: ArrayLike | None,
     x: torch.Tensor,
     y: torch.Tensor,
+    sharded: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     positions: list[torch.Tensor | None] = []
     for name, latlon, features, of in (
@@ -225,7 +219,7 @@ def _check_positions(
                 )
             positions.append(None)
             continue
-        degrees = check_latlon(name, latlon, rows=features.shape[0], values=False)
+        degrees = check_latlon(name, latlon, rows=features.shape[0], values=False, allow_empty=sharded)
         check_same("device", of, features, name, degrees)
         positions.append(degrees.detach() if policy.reads_positions else None)
     return positions[0], positions[1]
@@ -239,6 +233,7 @@ def _check_dissimilarity(
     gallery_embeddings: ArrayLike | None,
     x: torch.Tensor,
     y: torch.Tensor,
+    sharded: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if variogram is not None and not isinstance(variogram, VariogramModel):
         raise ValueError(f"variogram: wanted a VariogramModel, got {type(variogram).__name__}")
@@ -253,8 +248,10 @@ def _check_dissimilarity(
     if query_embeddings is not None and gallery_embeddings is not None:
         if dissimilarity == "features":
             raise ValueError("dissimilarity: 'features' takes no embeddings, got query_embeddings")
-        v = check_matrix(names[0], query_embeddings, rows=x.shape[0]).detach()
-        u = check_matrix(names[1], gallery_embeddings, rows=y.shape[0], columns=v.shape[1]).detach()
+        v = check_matrix(names[0], query_embeddings, rows=x.shape[0], allow_empty=sharded).detach()
+        u = check_matrix(
+            names[1], gallery_embeddings, rows=y.shape[0], columns=v.shape[1], allow_empty=sharded
+        ).detach()
         check_same("device", "x", x, names[0], v)
         check_same("device", "x", x, names[1], u)
         check_same("dtype", names[0], v, names[1], u)

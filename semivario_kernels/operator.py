@@ -35,9 +35,24 @@ def reduced_loss(problem: InfoNCEProblem, reduction: str, backend: str, workspac
 
 def _call(problem: InfoNCEProblem, reduction: str, backend: str, workspace_mb: int | None) -> Tensor:
     grad = torch.is_grad_enabled()
+    outputs = info_nce(
+        *schema_arguments(problem),
+        reduction,
+        backend,
+        0 if workspace_mb is None else workspace_mb,
+        grad and problem.x.requires_grad,
+        grad and problem.y.requires_grad,
+        grad and problem.logit_scale.requires_grad,
+    )
+    loss: Tensor = outputs[0]
+    return loss
+
+
+def schema_arguments(problem: InfoNCEProblem) -> tuple[Any, ...]:
+    """The problem as the operators' schemas take it; `problem_of` makes it again."""
     model = problem.variogram
     parameters = [problem.policy.parameters] + ([] if model is None else [model.parameters])
-    outputs = info_nce(
+    return (
         problem.x,
         problem.y,
         problem.logit_scale,
@@ -54,18 +69,10 @@ def _call(problem: InfoNCEProblem, reduction: str, backend: str, workspace_mb: i
         problem.label_smoothing,
         problem.symmetric,
         problem.normalize,
-        reduction,
-        backend,
-        0 if workspace_mb is None else workspace_mb,
-        grad and problem.x.requires_grad,
-        grad and problem.y.requires_grad,
-        grad and problem.logit_scale.requires_grad,
     )
-    loss: Tensor = outputs[0]
-    return loss
 
 
-def _problem(
+def problem_of(
     x: Tensor,
     y: Tensor,
     logit_scale: Tensor,
@@ -83,6 +90,7 @@ def _problem(
     symmetric: bool,
     normalize: bool,
 ) -> InfoNCEProblem:
+    """The problem of an operator's arguments."""
     size = len(PARAMETERS)
     return InfoNCEProblem(
         x=x.detach(),
@@ -129,7 +137,7 @@ def info_nce(
     need_ds: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return (loss, ∂x, ∂y, ∂s, row sums, column sums); what was not asked for is empty."""
-    problem = _problem(
+    problem = problem_of(
         x, y, logit_scale, targets, query_latlon, gallery_latlon, v, u, exclude, row_weights, parameters,
         policy, variogram, label_smoothing, symmetric, normalize,
     )  # fmt: skip
@@ -204,7 +212,7 @@ def info_nce_backward(
     need_ds: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(∂x, ∂y, ∂s) of Σ upstream_i·loss_i from the sums of the forward pass; empty where not asked for."""
-    problem = _problem(
+    problem = problem_of(
         x, y, logit_scale, targets, query_latlon, gallery_latlon, v, u, exclude, None, parameters,
         policy, variogram, label_smoothing, symmetric, normalize,
     )  # fmt: skip

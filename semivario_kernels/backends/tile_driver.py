@@ -114,7 +114,9 @@ class Prepared:
             if problem.normalize
             else problem.y.new_ones(self.m, dtype=self.dtype)
         )
-        self.targets = problem.targets.clamp(0, self.m - 1)
+        # what a gradient is returned in; parts are added up
+        self.gradient_dtype = problem.x.dtype if problem.part is None else self.dtype
+        self.targets = problem.targets.clamp(0, self.m - 1) if problem.part is None else problem.targets
         self.p = self.q = None
         if problem.policy.reads_positions:
             assert problem.query_latlon is not None
@@ -189,7 +191,7 @@ class TileDriver:
     ) -> None:
         self.problem = problem
         self.prepared = Prepared(problem)
-        self.live = self.prepared.live_counts()
+        self.live = self._live()
         self.epilogue = make_epilogue(self.prepared)
         self.block_rows, self.strip_rows, self.tile = self._sizes(workspace_mb)
 
@@ -228,9 +230,9 @@ class TileDriver:
     def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
         """Compute the losses; with `weights` w_i = ∂result/∂loss_i, (N,), also the gradients asked for."""
         wants_gradient = weights is not None and (need_dx or need_dy or need_ds)
-        result = Result(*self._empty_statistics())
         if wants_gradient and self.fits_strips:
             assert weights is not None
+            result = Result(*self._empty_statistics())
             gradient = GradientSums(self, weights, need_dx, need_dy, need_ds)
             blocks = Blocks(self, self.strip_rows, self.prepared.m)
             for rows in self._row_blocks(self.strip_rows):
@@ -238,14 +240,8 @@ class TileDriver:
             result.losses = self._losses(result)
             result.dx, result.dy, result.ds = gradient.finish()
             return result
-        blocks = Blocks(self, self.block_rows, self.tile)
-        for rows in self._row_blocks(self.block_rows):
-            blocks.take_rows(rows)
-            for columns in self._column_tiles():
-                logits, extra = blocks.logits(columns, result.row_statistics)
-                if result.column_statistics is not None:
-                    soft = extra if self.problem.policy.kind == "rectify" else None
-                    self.epilogue.column_statistics(rows, columns, logits, soft, result.column_statistics)
+        row_statistics, column_statistics = self.statistics()
+        result = Result(row_statistics.new_empty(0), row_statistics, column_statistics)
         result.losses = self._losses(result)
         if wants_gradient:
             assert weights is not None
@@ -253,6 +249,19 @@ class TileDriver:
                 weights, result.row_statistics, result.column_statistics, need_dx, need_dy, need_ds
             )
         return result
+
+    def statistics(self) -> tuple[Tensor, Tensor | None]:
+        """The rows' sums, (6, N), and the columns', (6, M), where the loss is symmetric."""
+        _, row_statistics, column_statistics = self._empty_statistics()
+        blocks = Blocks(self, self.block_rows, self.tile)
+        for rows in self._row_blocks(self.block_rows):
+            blocks.take_rows(rows)
+            for columns in self._column_tiles():
+                logits, extra = blocks.logits(columns, row_statistics)
+                if column_statistics is not None:
+                    soft = extra if self.problem.policy.kind == "rectify" else None
+                    self.epilogue.column_statistics(rows, columns, logits, soft, column_statistics)
+        return row_statistics, column_statistics
 
     def gradient(
         self,
@@ -265,7 +274,9 @@ class TileDriver:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of Σ w_i·loss_i from the sums of an earlier run, computing the logits again."""
         gradient = GradientSums(self, weights, need_dx, need_dy, need_ds)
-        row_side, column_side = self._sides(gradient.weights, row_statistics, column_statistics)
+        row_side, column_side = self._sides(
+            gradient.weights, row_statistics, column_statistics, gradient.gain
+        )
         blocks = Blocks(self, self.block_rows, self.tile)
         for rows in self._row_blocks(self.block_rows):
             unit_x = blocks.take_rows(rows)
@@ -348,43 +359,50 @@ class TileDriver:
         for start in range(0, self.prepared.m, self.tile):
             yield slice(start, min(start + self.tile, self.prepared.m))
 
-    def _targets_of(self, statistics: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(log-sum-exp, hard, smooth) of every row or column, float64."""
-        epsilon = self.problem.label_smoothing
-        return (
-            statistics[0] + statistics[1].log(),
-            (1 - epsilon) / (1 + statistics[3]),
-            epsilon / live.double(),
-        )
-
-    def _side_losses(self, statistics: Tensor, live: Tensor) -> Tensor:
-        log_sum_exp, hard, smooth = self._targets_of(statistics, live)
-        losses = log_sum_exp - hard * (statistics[5] + statistics[4])
-        return losses - smooth * statistics[2] if self.problem.label_smoothing else losses
+    def _live(self) -> tuple[Tensor, Tensor]:
+        """Live entries of the rows (N,) and columns (M,), of the whole problem where they are known."""
+        rows, columns = self.prepared.live_counts()
+        part = self.problem.part
+        if part is not None and part.live_rows is not None:
+            rows = part.live_rows
+        if part is not None and part.live_columns is not None:
+            columns = part.live_columns
+        return rows, columns
 
     def _losses(self, result: Result) -> Tensor:
         live_rows, live_columns = self.live
-        losses = self._side_losses(result.row_statistics, live_rows)
+        epsilon = self.problem.label_smoothing
+        losses = side_losses(result.row_statistics, live_rows, epsilon)
         targets = self.prepared.targets
         if result.column_statistics is not None:
-            columns = self._side_losses(result.column_statistics, live_columns)
+            columns = side_losses(result.column_statistics, live_columns, epsilon)
             losses = (losses + columns[targets]) / 2
         losses = torch.where(targets == self.problem.targets, losses, torch.nan)
         return losses.to(self.prepared.dtype)
 
     def _sides(
-        self, weights: Tensor, row_statistics: Tensor, column_statistics: Tensor | None
+        self,
+        weights: Tensor,
+        row_statistics: Tensor,
+        column_statistics: Tensor | None,
+        gain: Tensor | None = None,
     ) -> tuple[Side, Side | None]:
-        """What the gradient reads per row and per column."""
-        dtype, live = self.prepared.dtype, self.live
+        """What the gradient reads per row and per column; `weights` come with the `gain`."""
+        dtype, live, epsilon = self.prepared.dtype, self.live, self.problem.label_smoothing
         weights = weights.double() / (2 if self.problem.symmetric else 1)
-        log_sum_exp, hard, smooth = self._targets_of(row_statistics, live[0])
+        log_sum_exp, hard, smooth = _targets_of(row_statistics, live[0], epsilon)
         row_side = Side(*(t.to(dtype) for t in (log_sum_exp, weights, hard, smooth)))
         if column_statistics is None:
             return row_side, None
-        of_column = torch.zeros(self.prepared.m, dtype=torch.float64, device=weights.device)
-        of_column[self.prepared.targets] = weights
-        log_sum_exp, hard, smooth = self._targets_of(column_statistics, live[1])
+        part = self.problem.part
+        if part is None:
+            of_column = torch.zeros(self.prepared.m, dtype=torch.float64, device=weights.device)
+            of_column[self.prepared.targets] = weights
+        else:
+            assert part.column_weights is not None
+            of_column = part.column_weights.double() / 2
+            of_column = of_column if gain is None else of_column * gain
+        log_sum_exp, hard, smooth = _targets_of(column_statistics, live[1], epsilon)
         return row_side, Side(*(t.to(dtype) for t in (log_sum_exp, of_column, hard, smooth)))
 
 
@@ -479,14 +497,14 @@ class GradientSums:
         self.driver = driver
         problem, prepared = driver.problem, driver.prepared
         x, y = problem.x, problem.y
-        self.dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else None
+        self.dx = torch.empty(x.shape, dtype=prepared.gradient_dtype, device=x.device) if need_dx else None
         # summed in float32 and cast only at the end where the features are shorter
         self.gy = torch.zeros(y.shape, dtype=prepared.dtype, device=y.device) if need_dy else None
         self.ds = torch.zeros((), dtype=torch.float64, device=x.device) if need_ds else None
-        self.weights, self._gain = weights, None
+        self.weights, self.gain = weights, None
         if product_dtype(x) == torch.float16:
-            self._gain = float16_gain(weights, prepared.inverse_y)
-            self.weights = weights * self._gain
+            self.gain = float16_gain(weights, prepared.inverse_y)
+            self.weights = weights * self.gain
         self._gx = torch.empty(0)
         self._unit_x = torch.empty(0)
         self.rows = slice(0, 0)
@@ -528,20 +546,36 @@ class GradientSums:
         if self.gy is not None:
             dy = (
                 self.gy
-                if self.gy.dtype == problem.y.dtype
-                else torch.empty_like(self.gy, dtype=problem.y.dtype)
+                if self.gy.dtype == prepared.gradient_dtype
+                else torch.empty_like(self.gy, dtype=prepared.gradient_dtype)
             )
             inverse_y = prepared.inverse_y if problem.normalize else None
             self.driver.project(problem.y.detach(), inverse_y, self.gy, self._scale(), dy, divide=False)
         ds = self.ds
         if ds is not None:
             scale = problem.logit_scale
-            ds = (ds if self._gain is None else ds / self._gain).to(scale.dtype).reshape(scale.shape)
+            ds = (ds if self.gain is None else ds / self.gain).to(scale.dtype).reshape(scale.shape)
         return self.dx, dy, ds
 
     def _scale(self) -> Tensor:
         scale = self.driver.prepared.scale
-        return scale if self._gain is None else scale / self._gain
+        return scale if self.gain is None else scale / self.gain
+
+
+def _targets_of(statistics: Tensor, live: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-sum-exp, hard, smooth) of every row or column, float64."""
+    return (
+        statistics[0] + statistics[1].log(),
+        (1 - label_smoothing) / (1 + statistics[3]),
+        label_smoothing / live.double(),
+    )
+
+
+def side_losses(statistics: Tensor, live: Tensor, label_smoothing: float) -> Tensor:
+    """Losses of rows (or columns) from their complete sums (6, n) and numbers of live entries (n,)."""
+    log_sum_exp, hard, smooth = _targets_of(statistics, live, label_smoothing)
+    losses = log_sum_exp - hard * (statistics[5] + statistics[4])
+    return losses - smooth * statistics[2] if label_smoothing else losses
 
 
 def product_dtype(matrix: Tensor) -> torch.dtype:

@@ -12,7 +12,6 @@ import triton
 
 from semivario_kernels.backends.tile_driver import (
     STATISTICS,
-    Result,
     Side,
     float16_gain,
 )
@@ -78,18 +77,17 @@ class FusedDriver(TritonTileDriver):
             problem.y.detach(), problem.u, inverse_y, prepared.inverse_u, padded_columns(prepared.q)
         )
 
-    def run(self, weights: Tensor | None, need_dx: bool, need_dy: bool, need_ds: bool) -> Result:
-        """As `TileDriver.run`."""
+    @property
+    def fits_strips(self) -> bool:
+        """Never: the logits are computed again for the gradient."""
+        return False
+
+    def statistics(self) -> tuple[Tensor, Tensor | None]:
+        """As `TileDriver.statistics`."""
         with launching_on(self.problem.x):
             rows = self._statistics(self._queries, self._gallery)
             columns = self._statistics(self._gallery, self._queries) if self.problem.symmetric else None
-        result = Result(rows.new_empty(0), rows, columns)
-        result.losses = self._losses(result)
-        if weights is not None and (need_dx or need_dy or need_ds):
-            result.dx, result.dy, result.ds = self.gradient(
-                weights, result.row_statistics, result.column_statistics, need_dx, need_dy, need_ds
-            )
-        return result
+        return rows, columns
 
     def gradient(
         self,
@@ -125,7 +123,7 @@ class FusedDriver(TritonTileDriver):
         if self.problem.x.dtype == torch.float16:
             gain = float16_gain(weights, other.inverse)
             weights = weights * gain
-        return *self._sides(weights, row_statistics, column_statistics), gain
+        return *self._sides(weights, row_statistics, column_statistics, gain), gain
 
     def _precision(self) -> str:
         """Of float32 products: what torch's own would take."""
@@ -262,7 +260,7 @@ class FusedDriver(TritonTileDriver):
         most = max(1, PARTIAL_BYTES // (4 * n * dims))
         splits, share = self._splits(own_blocks * chunks, m, blocks.other, most)
         scale = self.prepared.scale if gain is None else self.prepared.scale / gain
-        gradient = torch.empty(n, dims, dtype=own.features.dtype, device=device)
+        gradient = torch.empty(n, dims, dtype=self.prepared.gradient_dtype, device=device)
         sums = gradient[None] if splits == 1 else torch.empty(splits, n, dims, device=device)
         along = torch.empty(splits, n, device=device)
         fused_kernels.fused_gradient[(own_blocks, splits, chunks)](

@@ -186,6 +186,11 @@ class TritonTileDriver(TileDriver):
         with launching_on(self.problem.x):
             return super().run(weights, need_dx, need_dy, need_ds)
 
+    def statistics(self) -> tuple[Tensor, Tensor | None]:
+        """As `TileDriver.statistics`."""
+        with launching_on(self.problem.x):
+            return super().statistics()
+
     def gradient(
         self,
         weights: Tensor,
