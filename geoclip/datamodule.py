@@ -1,40 +1,66 @@
-"""Cached embeddings as training batches for Lightning."""
+"""Photos as training batches for Lightning: from cached embeddings, or from the images themselves."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from geoclip.commands.options import image_encoder
 from geoclip.embedding_store import EmbeddingStore
+from geoclip.image_batches import ImageRows, training_transform
+from geoclip.photos import PhotoList, read_photos
 from geoclip.sampling import NeighbourBatchSampler, RandomBatchSampler, StepSampler
+from geoclip.training_ranks import TrainingRanks
 
-Batch = dict[str, torch.Tensor]
+BROKEN_LIST = "broken.txt"
 
 
-class EmbeddingBatches(LightningDataModule):
-    """Batches of photos' embeddings and positions out of an embedding store.
+class PhotoBatches(LightningDataModule):
+    """Batches of photos with their positions; one of `train` and `images` says where they come from.
 
     Args:
-        train: folder of the store (`geoclip embed` writes it).
-        batch_size: photos per step.
+        train: folder of cached embeddings (`geoclip embed` writes it).
+        images: photos, as `geoclip embed` takes them: a .csv or .parquet with path, latitude, longitude, or a
+            folder. Every step reads and augments its own.
+        image_root: folder where a table's relative paths start; the table's own by default.
+        backbone: open_clip model that embeds `images`, or a .json file that configures one.
+        pretrained: its open_clip tag or checkpoint file; "none" for random weights.
+        augment: whether `images` pass the backbone's training transform (random crops) or its evaluation
+            transform.
+        augmentation: fields of open_clip's AugmentationCfg, for example {"scale": [0.5, 1.0]}; its own by
+            default.
+        max_broken: so many photos of `images` may be missing or broken, in each process: they are left out of
+            their batches and listed in broken.txt.
+        batch_size: photos per batch, those of all processes together.
         sampler: "random", or "neighbours": random photos, each with those taken nearest to it.
         neighbours: photos that each seed of a "neighbours" batch brings.
         seeds: seeds per "neighbours" batch; as many as fit by default. Random photos fill the rest.
-        workers: processes that read ahead; a memory-mapped store seldom needs one.
+        workers: processes that read ahead; a memory-mapped store seldom needs one, images need one per core.
         seed: with the step, all there is to a batch.
 
     Raises:
-        FileNotFoundError: there is no such store.
-        ValueError: it is none or damaged, or the sampler's arguments do not fit it.
+        FileNotFoundError: there is no such store or list of photos.
+        ValueError: it is none or damaged, not one of `train` and `images` is given, or the sampler's
+        arguments do
+            not fit the data.
     """
 
     def __init__(
         self,
-        train: str,
+        train: str | None = None,
+        images: str | None = None,
+        image_root: str | None = None,
+        backbone: str = "ViT-L-14",
+        pretrained: str = "openai",
+        augment: bool = True,
+        augmentation: dict[str, Any] | None = None,
+        max_broken: int = 0,
         batch_size: int = 1024,
         sampler: Literal["random", "neighbours"] = "random",
         neighbours: int = 7,
@@ -43,44 +69,108 @@ class EmbeddingBatches(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # what a run that goes on must agree in: not where the store lies or who reads it
-        self.save_hyperparameters(ignore=["train", "workers"], logger=False)
-        self.store = EmbeddingStore.open(train)
-        self.hparams["rows"] = len(self.store)
-        self.embedding_dim = self.store.dim
-        self.embedding_info = self.store.info
-        self.workers = workers
+        # what a run that goes on must agree in: not where the data lie or who reads them
+        self.save_hyperparameters(
+            ignore=["train", "images", "image_root", "workers", "max_broken"], logger=False
+        )
+        if (train is None) == (images is None):
+            raise ValueError("data.train, data.images: wanted exactly one of them")
+        if max_broken < 0:
+            raise ValueError(f"max_broken: wanted at least 0, got {max_broken}")
+        self.workers, self.max_broken, self.broken = workers, max_broken, 0
+        self.store: EmbeddingStore | None = None
+        self.photos: PhotoList | None = None
+        self.image_backbone: str | None = None
+        self.image_pretrained: str | None = None
+        latlon: NDArray[np.float64]
+        if train is not None:
+            self.store = EmbeddingStore.open(train)
+            self.embedding_dim, self.embedding_info = self.store.dim, self.store.info
+            latlon = self.store.latlon
+        else:
+            assert images is not None
+            self.photos = read_photos(images, image_root)
+            self.encoder = image_encoder(backbone, pretrained)
+            self.image_backbone, self.image_pretrained = backbone, pretrained
+            self.embedding_dim = self.encoder.embedding_dim
+            self.embedding_info = {"backbone": backbone, "pretrained": self.encoder.pretrained}
+            latlon = self.photos.latlon
+        self.hparams["rows"] = len(latlon)
         self.sampler: RandomBatchSampler | NeighbourBatchSampler
         if sampler == "random":
-            self.sampler = RandomBatchSampler(len(self.store), batch_size, seed=seed)
+            self.sampler = RandomBatchSampler(len(latlon), batch_size, seed=seed)
         elif sampler == "neighbours":
             self.sampler = NeighbourBatchSampler(
-                self.store.latlon, batch_size, neighbours=neighbours, seeds=seeds, seed=seed
+                latlon, batch_size, neighbours=neighbours, seeds=seeds, seed=seed
             )
         else:
             raise ValueError(f"sampler: wanted 'random' or 'neighbours', got {sampler!r}")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """All batches of the run from the trainer's step on, so that a resumed run goes on where it was."""
-        trainer = self.trainer
+        trainer, ranks = self.trainer, TrainingRanks.current()
         assert trainer is not None
+        if self.hparams["batch_size"] < ranks.world:
+            raise ValueError(
+                f"batch_size: wanted at least one photo for each of {ranks.world} processes, "
+                f"got {self.hparams['batch_size']}"
+            )
         per_step = trainer.accumulate_grad_batches
+
+        def step_and_share(step: int) -> NDArray[np.int64]:
+            rows = self.sampler.batch(step)
+            return np.concatenate(([step], rows[ranks.share(len(rows))]))
+
         batches = StepSampler(
-            self.sampler.batch, lambda: trainer.global_step * per_step, trainer.max_steps * per_step
+            step_and_share, lambda: trainer.global_step * per_step, trainer.max_steps * per_step
         )
         return DataLoader(
-            _StoreRows(self.store), batch_sampler=batches, num_workers=self.workers, collate_fn=_as_it_is
+            self._rows(),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
         )
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Count and list the photos that could not be read.
 
-class _StoreRows(Dataset[Batch]):
-    """A store whose rows are fetched by whole batches."""
+        Raises:
+            ValueError: they are more than `max_broken`.
+        """
+        broken = batch.pop("broken", [])
+        if broken:
+            assert self.trainer is not None
+            listed = Path(self.trainer.default_root_dir) / BROKEN_LIST
+            with open(listed, "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in broken)
+            self.broken += len(broken)
+            if self.broken > self.max_broken:
+                raise ValueError(
+                    f"{broken[-1].split(chr(9))[1]} ({self.broken} broken so far, max_broken is "
+                    f"{self.max_broken}; see {listed})"
+                )
+        return batch
+
+    def _rows(self) -> Dataset[dict[str, Any]]:
+        if self.store is not None:
+            return _StoreRows(self.store)
+        assert self.photos is not None
+        if self.hparams["augment"]:
+            transform = training_transform(self.encoder, self.hparams["augmentation"])
+        else:
+            transform = self.encoder.preprocess
+        return ImageRows(self.photos, transform, self.hparams["seed"])
+
+
+class _StoreRows(Dataset[dict[str, Any]]):
+    """A store whose rows are fetched by whole batches: the step, then the rows."""
 
     def __init__(self, store: EmbeddingStore) -> None:
         self.store = store
 
-    def __getitems__(self, rows: list[int]) -> Batch:
-        index = np.asarray(rows)
+    def __getitems__(self, step_and_rows: list[int]) -> dict[str, Any]:
+        index = np.asarray(step_and_rows[1:])
         return {
             "rows": torch.from_numpy(index),
             "latlon": torch.from_numpy(self.store.latlon[index]),

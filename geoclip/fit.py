@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.csv
-import torch
 from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 
-from geoclip.datamodule import EmbeddingBatches
-from geoclip.training import AtomicCheckpointIO, GeoCLIPTraining
+from geoclip.checkpoint import AtomicCheckpointIO, read_checkpoint
+from geoclip.commented_config import commented
+from geoclip.datamodule import PhotoBatches
+from geoclip.training import GeoCLIPTraining
 
 CHECKPOINT = "last.ckpt"
 PARENT = "GEOCLIP_PARENT"  # environment variable: the process without which a training makes no sense
@@ -44,7 +48,7 @@ def fit(arguments: list[str]) -> Path:
     try:
         cli = _FitCLI(
             GeoCLIPTraining,
-            EmbeddingBatches,
+            PhotoBatches,
             args=arguments,
             run=False,
             # everything random has a seed of its own
@@ -61,8 +65,8 @@ def fit(arguments: list[str]) -> Path:
             },
             parser_kwargs={
                 "prog": "geoclip fit",
-                "description": "Train GeoCLIP from cached embeddings. "
-                "The same command again goes on where it was.",
+                "description": "Train GeoCLIP from cached embeddings or from images. The same command again "
+                "goes on where it was. On many GPUs: torchrun --nproc-per-node 8 -m geoclip fit …",
                 "exit_on_error": False,
             },
         )
@@ -103,27 +107,46 @@ def read_curves(out: str | Path) -> dict[str, NDArray[np.float64]]:
     return {name: np.array([rows[step][name] for step in sorted(rows)]) for name in columns}
 
 
-def load_trained(checkpoint: str | Path) -> GeoCLIPTraining:
+def load_trained(
+    checkpoint: str | Path, *, weights: Literal["averaged", "last"] | None = None
+) -> GeoCLIPTraining:
     """Read a checkpoint of `fit` onto the CPU, for evaluation.
+
+    Args:
+        checkpoint: the file.
+        weights: "averaged" or "last"; by default the average where the run kept one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such checkpoint, or a damaged one.
+        ValueError: it is no such checkpoint, a damaged one, or one without the weights asked for.
     """
-    checkpoint = Path(checkpoint)
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
+    read_checkpoint(checkpoint)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = GeoCLIPTraining.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, torch and Lightning each raise their own on a damaged file
-        raise ValueError(f"{checkpoint} is no checkpoint of `geoclip fit`: {error}") from error
+    except (RuntimeError, TypeError, KeyError) as error:  # weights or settings of another architecture
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{checkpoint} is no checkpoint of this `geoclip fit`: {reason}") from error
+    if weights == "averaged" or (weights is None and module.averaged is not None):
+        module.use_averaged_weights()
     return module.eval()
 
 
 class _FitCLI(LightningCLI):
     """Lightning's command line with one output folder, and the data's facts handed to the model."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Print the configuration, where that is asked for, with every setting's help above it."""
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                super().parse_arguments(parser, args)
+        except SystemExit:
+            text = printed.getvalue()
+            sys.stdout.write(commented(text, parser) if _asks_for_config(args) else text)
+            raise
+        sys.stdout.write(printed.getvalue())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -132,7 +155,18 @@ class _FitCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=PositiveInt, default=100, help="steps from one checkpoint to the next"
         )
-        parser.link_arguments("data.embedding_dim", "model.embedding_dim", apply_on="instantiate")
+        parser.add_argument(
+            "--logger",
+            type=Literal["csv", "tensorboard", "wandb"],
+            default="csv",
+            help="logs beside the CSV file in the output folder; WANDB_MODE=offline keeps W&B local",
+        )
+        for of_data, of_model in (
+            ("embedding_dim", "embedding_dim"),
+            ("image_backbone", "backbone"),
+            ("image_pretrained", "pretrained"),
+        ):
+            parser.link_arguments(f"data.{of_data}", f"model.{of_model}", apply_on="instantiate")
         parser.link_arguments("model.seed", "data.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -152,9 +186,7 @@ class _FitCLI(LightningCLI):
             callbacks.append(_ProgressBar())
         return super().instantiate_trainer(
             default_root_dir=out,
-            logger=CSVLogger(out, name=_LOGS, flush_logs_every_n_steps=10)
-            if given.logger is None
-            else given.logger,
+            logger=_loggers(self.config.logger, out) if given.logger is None else given.logger,
             plugins=[*_as_list(given.plugins), AtomicCheckpointIO()],
             callbacks=callbacks,
             **kwargs,
@@ -184,24 +216,44 @@ class _ProgressBar(RichProgressBar):
         return metrics
 
 
+def _loggers(kind: str, out: Path) -> list[Logger]:
+    """The CSV file that reports read, and what else was asked for."""
+    loggers: list[Logger] = [CSVLogger(out, name=_LOGS, flush_logs_every_n_steps=10)]
+    try:
+        if kind == "tensorboard":
+            loggers.append(TensorBoardLogger(out, name="tensorboard"))
+        elif kind == "wandb":
+            loggers.append(WandbLogger(project="geoclip", name=out.name, save_dir=out))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"logger: {kind!r} is not installed: pip install {kind}") from error
+    return loggers
+
+
+def _asks_for_config(arguments: list[str]) -> bool:
+    return any(argument.split("=")[0] == "--print_config" for argument in arguments)
+
+
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _refuse_other_settings(
-    checkpoint: Path, model: GeoCLIPTraining, data: EmbeddingBatches, trainer: Trainer
+    checkpoint: Path, model: GeoCLIPTraining, data: PhotoBatches, trainer: Trainer
 ) -> None:
     """A run that goes on with other settings would be neither the old run nor the new one."""
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        then = {
-            **saved["hyper_parameters"],
-            **saved["datamodule_hyper_parameters"],
-            "max_steps": saved["max_steps"],
-        }
-    except Exception as error:
-        raise ValueError(f"{checkpoint} is no checkpoint of `geoclip fit`: {error}") from error
-    now = {**model.hparams, **data.hparams, "max_steps": trainer.max_steps}
+    saved = read_checkpoint(checkpoint)
+    then = {
+        **saved["hyper_parameters"],
+        **saved["datamodule_hyper_parameters"],
+        "max_steps": saved["max_steps"],
+        "accumulate_grad_batches": saved["accumulate_grad_batches"],
+    }
+    now = {
+        **model.hparams,
+        **data.hparams,
+        "max_steps": trainer.max_steps,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
     for name in now:
         if name not in then or then[name] != now[name]:
             raise ValueError(

@@ -8,8 +8,8 @@ poles; here the noise is drawn on the ground, in the local east and north direct
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from geoclip.fixed_precision import FixedPrecisionBuffers
 from semivario_kernels import EARTH_RADIUS_KM
 
 NO_ROW = -1
@@ -52,7 +52,7 @@ def jitter(latlon: torch.Tensor, metres: float, generator: torch.Generator | Non
     return degrees.to(latlon.dtype)
 
 
-class PlaceQueue(nn.Module):
+class PlaceQueue(FixedPrecisionBuffers):
     """The last `size` places with the frozen embeddings of their photos: a ring that checkpoints carry.
 
     Args:
@@ -120,25 +120,29 @@ class PlaceQueue(nn.Module):
         return self.latlon[:filled].clone(), self.embeddings[:filled].clone(), self.rows[:filled].clone()
 
 
-def same_photo(rows: torch.Tensor, gallery_rows: torch.Tensor) -> torch.Tensor | None:
-    """Gallery indices that show the very photo of a query elsewhere than in its own place i.
+def same_photo(rows: torch.Tensor, gallery_rows: torch.Tensor, first: int = 0) -> torch.Tensor | None:
+    """Gallery indices that show the very photo of a query elsewhere than in its own place.
 
     Args:
-        rows: (n,) row of each query's photo, all different; its positive is gallery entry i.
-        gallery_rows: (m,) row of each gallery entry, the queries' first.
+        rows: (n,) row of each query's photo, all different; the positive of query i is gallery entry first +
+            i.
+        gallery_rows: (m,) row of each gallery entry, NO_ROW where it shows no photo.
+        first: gallery index of the first query's positive.
 
     Returns:
         (n, k) int64 padded with −1, as the loss's `exclude` wants it, or None where there is none.
     """
     n = len(rows)
     ordered, query = rows.sort()
-    place = torch.searchsorted(ordered, gallery_rows[n:]).clamp(max=n - 1)
-    again = (ordered[place] == gallery_rows[n:]).nonzero().flatten()
+    place = torch.searchsorted(ordered, gallery_rows).clamp(max=n - 1)
+    shows = ordered[place] == gallery_rows
+    shows[first : first + n] = False
+    again = shows.nonzero().flatten()
     if len(again) == 0:
         return None
     owner, by_owner = query[place[again]].sort(stable=True)
     times = torch.bincount(owner, minlength=n)
     column = torch.arange(len(owner), device=rows.device) - (times.cumsum(0) - times)[owner]
     exclude = torch.full((n, int(times.max())), -1, device=rows.device)
-    exclude[owner, column] = n + again[by_owner]
+    exclude[owner, column] = again[by_owner]
     return exclude

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from geoclip.commands.options import Commands
 
 
@@ -18,4 +20,6 @@ def run(arguments: list[str]) -> None:
     """
     from geoclip.fit import fit
 
-    print(f"trained: {fit(arguments)}")
+    checkpoint = fit(arguments)
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
+        print(f"trained: {checkpoint}")

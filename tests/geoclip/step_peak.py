@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
-from geoclip.datamodule import EmbeddingBatches
+from geoclip.datamodule import PhotoBatches
 from geoclip.training import GeoCLIPTraining
 
 if __name__ == "__main__":
@@ -26,6 +26,6 @@ if __name__ == "__main__":
     assert module.queue.full  # the policy is in force from the first step on
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **options)
-    trainer.fit(module, EmbeddingBatches(store, batch_size))
+    trainer.fit(module, PhotoBatches(store, batch_size=batch_size))
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     print("peak", int(peak[1]) / 1024)

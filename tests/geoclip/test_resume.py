@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import geoclip
+from geoclip.checkpoint import AtomicCheckpointIO
 from geoclip.fit import fit, read_curves
-from geoclip.training import AtomicCheckpointIO, GeoCLIPTraining
+from geoclip.training import GeoCLIPTraining
 
 from .small_world import write_settings
 

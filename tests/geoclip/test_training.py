@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 
-from geoclip.datamodule import EmbeddingBatches
+from geoclip.datamodule import PhotoBatches
 from geoclip.evaluation import Gallery, read_places
 from geoclip.fit import fit, load_trained, read_curves
 from geoclip.metrics import great_circle_km
@@ -45,7 +45,9 @@ def step(module, one_batch):
     """A training step outside a trainer: its loss, without the logging."""
     module.log_dict = module.log = lambda *_, **__: None
     module.optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)
-    return module.training_step(one_batch, 0)
+    loss = module.training_step(one_batch, 0)
+    module.finish_step()
+    return loss
 
 
 def test_the_loss_is_that_of_the_batch_against_batch_and_queue(tmp_path):
@@ -62,7 +64,7 @@ def test_the_loss_is_that_of_the_batch_against_batch_and_queue(tmp_path):
     first, second = batch(seed=1), batch(seed=2)
     step(module, first)  # fills the queue
     places = torch.cat((second["latlon"], first["latlon"]))
-    v = torch.cat((second["embeddings"], first["embeddings"].half().float()))
+    v = torch.cat((second["embeddings"], first["embeddings"])).half()
     with torch.no_grad():
         expected = semivariogram_info_nce(
             module.model.image_encoder(second["embeddings"]),
@@ -72,7 +74,7 @@ def test_the_loss_is_that_of_the_batch_against_batch_and_queue(tmp_path):
             module.model.logit_scale.exp(),
             variogram=VARIOGRAM,
             policy=NegativePolicy.explained(hard=2, false=5),
-            query_embeddings=second["embeddings"],
+            query_embeddings=v[:12],
             gallery_embeddings=v,
         )
         plain = F.cross_entropy(module.model(second["embeddings"], places.float()), torch.arange(12))
@@ -171,7 +173,7 @@ def test_the_logit_scale_stays_below_100(tmp_path):
     module = GeoCLIPTraining(**SMALL, policy="none", queue_size=0, learning_rate=0.5)
     with torch.no_grad():
         module.model.logit_scale.fill_(math.log(99.99))
-    trainer(6).fit(module, EmbeddingBatches(str(tmp_path / "train"), batch_size=16))
+    trainer(6).fit(module, PhotoBatches(str(tmp_path / "train"), batch_size=16))
     assert float(module.model.logit_scale.detach().exp()) <= 100.001
 
 
@@ -254,7 +256,7 @@ def test_bad_arguments_are_named(options, message):
 
 def test_a_policy_without_its_variogram_is_refused_before_the_first_step(tmp_path):
     write_store(tmp_path / "train")
-    data = EmbeddingBatches(str(tmp_path / "train"), batch_size=16)
+    data = PhotoBatches(str(tmp_path / "train"), batch_size=16)
     with pytest.raises(ValueError, match=r"variogram: policy 'explained'.*got None"):
         trainer(3).fit(GeoCLIPTraining(**SMALL, policy="explained"), data)
     with pytest.raises(ValueError, match=r"max_steps: .*got -1"):
@@ -269,11 +271,11 @@ def test_a_policy_without_its_variogram_is_refused_before_the_first_step(tmp_pat
 def test_bad_data_arguments_are_named(tmp_path):
     write_store(tmp_path / "train", n=20)
     with pytest.raises(ValueError, match=r"batch_size.*20 rows.*got 21"):
-        EmbeddingBatches(str(tmp_path / "train"), batch_size=21)
+        PhotoBatches(str(tmp_path / "train"), batch_size=21)
     with pytest.raises(ValueError, match="sampler: wanted 'random' or 'neighbours', got 'near'"):
-        EmbeddingBatches(str(tmp_path / "train"), batch_size=4, sampler="near")
+        PhotoBatches(str(tmp_path / "train"), batch_size=4, sampler="near")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        EmbeddingBatches(str(tmp_path / "nowhere"))
+        PhotoBatches(str(tmp_path / "nowhere"))
 
 
 def test_noise_leaves_the_policy_its_true_distances(tmp_path):

@@ -1,0 +1,45 @@
+"""Checkpoints of `geoclip fit`: written whole or not at all, and refused in one line where they are none."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from semivario_kernels.atomic import write_atomically
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all.
+
+    Lightning's own goes through the temporary folder; where that is another file system, the last step of its
+    "atomic" write is a copy that a kill can interrupt.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the checkpoint beside its place, then rename it."""
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of `geoclip fit`, memory-mapped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, or damaged.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch each raise their own on a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{os.fspath(path)} is no checkpoint of `geoclip fit`: {reason}") from error
+    needed = ("state_dict", "hyper_parameters", "embedding_info", "max_steps", "accumulate_grad_batches")
+    missing = [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]
+    if missing:
+        raise ValueError(f"{os.fspath(path)} is no checkpoint of `geoclip fit`: it has no {missing[0]}")
+    return dict(checkpoint)
