@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from geoclip.commands.options import image_encoder
+from geoclip.datasets import read_photos
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.image_batches import ImageRows, training_transform
-from geoclip.photos import PhotoList, read_photos
+from geoclip.photos import PhotoList
 from geoclip.sampling import NeighbourBatchSampler, RandomBatchSampler, StepSampler
 from geoclip.training_ranks import TrainingRanks
 
@@ -89,7 +90,7 @@ class PhotoBatches(LightningDataModule):
             latlon = self.store.latlon
         else:
             assert images is not None
-            self.photos = read_photos(images, image_root)
+            self.photos = read_photos(images, image_root=image_root)
             self.encoder = image_encoder(backbone, pretrained)
             self.image_backbone, self.image_pretrained = backbone, pretrained
             self.embedding_dim = self.encoder.embedding_dim

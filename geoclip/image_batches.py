@@ -31,13 +31,12 @@ def training_transform(
     """
     from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
 
-    tower: Any = encoder._load()[0]
     try:
         settings = AugmentationCfg(**(augmentation or {}))
     except TypeError as error:
         raise ValueError(f"augmentation: {error}") from error
     transform: Callable[[Image.Image], Tensor] = image_transform_v2(
-        PreprocessCfg(**tower.preprocess_cfg), is_train=True, aug_cfg=settings
+        PreprocessCfg(**encoder.preprocess_config), is_train=True, aug_cfg=settings
     )
     return transform
 
@@ -61,9 +60,9 @@ class ImageRows(Dataset[dict[str, Any]]):
         step, *rows = step_and_rows
         read, images, broken = [], [], []
         for row in rows:
-            path = self.photos.paths[row].as_py()
+            path = self.photos.images.name(row)
             try:
-                image = read_image(path)
+                image = read_image(self.photos.images.read(row), path)
             except (OSError, ValueError) as error:
                 broken.append(f"{path}\t{' '.join(str(error).split())}")
                 continue
