@@ -1,0 +1,95 @@
+"""The accuracy of all contestants as plain numbers and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy.contestants import PLAIN
+from benchmarks.accuracy.runs import Run, within
+from benchmarks.accuracy.statistics import DRAWS, difference
+from benchmarks.table import table
+from geoclip.metrics import THRESHOLDS_KM
+
+HEAD = ["world", "batches", "policy", "seeds", *(f"{km:,} km" for km in THRESHOLDS_KM), "training s"]
+
+
+def rows_of(runs: Iterable[tuple[Run, dict[str, Any]]], *, validation: bool = False) -> list[dict[str, Any]]:
+    """One row per world, sampler and contestant, of finished runs and their results.
+
+    "difference" is to plain InfoNCE with the same batches, over the seeds that both have; None for plain
+    InfoNCE itself, and where it has not run.
+    """
+    finished: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for run, result in runs:
+        finished.setdefault((run.world, run.sampler, run.contestant.label), {})[run.seed] = result
+    rows = []
+    for (world, sampler, label), results in finished.items():
+        plain = {} if label == PLAIN.label else finished.get((world, sampler, PLAIN.label), {})
+        seeds = sorted(results.keys() & plain.keys()) or sorted(results)
+        hits = np.stack([within(results[seed], validation=validation) for seed in seeds])
+        intervals = None
+        if plain.keys() >= set(seeds):
+            theirs = np.stack([within(plain[seed], validation=validation) for seed in seeds])
+            intervals = [list(interval) for interval in difference(hits, theirs)]
+        rows.append(
+            {
+                "world": world,
+                "sampler": sampler,
+                "label": label,
+                "contestant": results[seeds[0]]["settings"]["contestant"],
+                "seeds": seeds,
+                "photos": hits.shape[2],
+                "accuracy_percent": (100 * hits.mean(axis=(0, 2))).tolist(),
+                "accuracy_percent_by_seed": (100 * hits.mean(axis=2)).tolist(),
+                "difference_points": intervals,
+                "training_s": float(np.median([results[seed]["training_cpu_s"] for seed in seeds])),
+            }
+        )
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table under a line on the machine and a sentence that says how to read it."""
+    training = result["training"]
+    return "\n".join(
+        [
+            f"# Accuracy: {result['date']}",
+            "",
+            f"{result['machine']['processor']}; {result['finished']} of {result['planned']} runs finished; "
+            f"{training['steps']:,} steps of {training['batch_size']:,} photos, queue "
+            f"{training['queue_size']:,}, encoders in {training['precision']}. {READING}",
+            "",
+            *table(HEAD, result["rows"], _cells),
+            "",
+        ]
+    )
+
+
+READING = (
+    "`none()` is plain InfoNCE, in percent of the held-out photos. The others: points above plain InfoNCE "
+    f"with the same seeds and batches, with 95 % intervals over seeds and places ({DRAWS:,} draws of both), bold "
+    "where the interval excludes 0. Training: median processor time of a run."
+)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if row["difference_points"] is None:
+        numbers = [f"{value:.1f} %" for value in row["accuracy_percent"]]
+    else:
+        numbers = [_interval(*interval) for interval in row["difference_points"]]
+    return [
+        row["world"],
+        row["sampler"],
+        f"`{row['label']}`",
+        str(len(row["seeds"])),
+        *numbers,
+        f"{row['training_s']:.0f}",
+    ]
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    mark = "**" if low > 0 or high < 0 else ""
+    return f"{mark}{value:+.1f}{mark} [{low:+.1f}, {high:+.1f}]"

@@ -1,0 +1,170 @@
+"""One run: the trainer's step, without its checkpoints and logs, on data that lie in memory.
+
+The steps are those of `geoclip.training`; a test compares the weights. The encoders work in bfloat16, which
+makes a step twice as fast on processors with matrix units for it, the loss in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.accuracy.world import World
+from geoclip.evaluation import Gallery
+from geoclip.image_encoder import ImageEncoder
+from geoclip.location_encoder import LocationEncoder
+from geoclip.metrics import great_circle_km
+from geoclip.model import GeoCLIP
+from geoclip.queue import PlaceQueue, jitter, same_photo
+from geoclip.training import LARGEST_LOGIT_SCALE
+from semivario_kernels import NegativePolicy, semivariogram_info_nce
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings that all contestants share; those of `geoclip demo`, but for batch and queue.
+
+    No queue: its places go through the location encoder at every step, and no photo asks for them. A larger
+    batch learns more in the same time.
+    """
+
+    steps: int = 400
+    batch_size: int = 512
+    neighbours: int = 7
+    queue_size: int = 0
+    learning_rate: float = 2e-3
+    warm_up: float = 0.1
+    weight_decay: float = 0.01
+    sigma: tuple[float, ...] = (2.0, 16.0, 64.0, 512.0)
+    width: int = 256
+    encoded_size: int = 256
+    batch_noise_m: float = 150.0
+    queue_noise_m: float = 1000.0
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+def train(
+    world: World,
+    rows: NDArray[np.int32],
+    policy: Callable[[float], NegativePolicy],
+    training: Training,
+    seed: int,
+    *,
+    on_step: Callable[[int], None] = lambda step: None,
+    backend: str | None = None,
+) -> GeoCLIP:
+    """Train a model from the start.
+
+    Args:
+        world: the photos.
+        rows: (steps, batch_size) training photos of each step.
+        policy: from the fraction of the steps done to the policy; applied once the queue is full.
+        training: settings.
+        seed: of the weights' start and of the noise on places.
+        on_step: called after each step with its number.
+        backend: of the loss.
+    """
+    model = _start(world, training, seed)
+    queue = PlaceQueue(training.queue_size, world.train.shape[1])
+    optimizer, schedule = _optimizer(model, training)
+    latlon_of = torch.from_numpy(world.train_latlon)
+    low_precision = training.precision == "bfloat16"
+    for step in range(training.steps):
+        batch = torch.from_numpy(rows[step].astype(np.int64))
+        latlon, v = latlon_of[batch], world.train[batch].float()
+        queue_latlon, queue_v, queue_rows = queue.entries()
+        noise = torch.Generator().manual_seed(
+            int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+        )
+        places = torch.cat(
+            (
+                jitter(latlon, training.batch_noise_m, noise),
+                jitter(queue_latlon, training.queue_noise_m, noise),
+            )
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+            x, y = model.image_encoder(v), model.location_encoder(places.float())
+        chosen = policy(step / training.steps) if queue.full else NegativePolicy.none()
+        loss = semivariogram_info_nce(
+            x.float(),
+            y.float(),
+            latlon,
+            torch.cat((latlon, queue_latlon)),
+            model.logit_scale.exp(),
+            variogram=world.fit.model if chosen.reads_dissimilarity else None,
+            policy=chosen,
+            query_embeddings=v,
+            gallery_embeddings=torch.cat((v, queue_v.to(v))),
+            exclude=same_photo(batch, torch.cat((batch, queue_rows))),
+            backend=backend,
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(LARGEST_LOGIT_SCALE))
+        queue.enqueue(latlon, v, batch)
+        on_step(step)
+    return model.eval()
+
+
+def errors_km(model: GeoCLIP, world: World) -> NDArray[np.float64]:
+    """Distance of the best gallery place from the true one, (n,) km, for every held-out photo."""
+    found, _ = Gallery(model, world.gallery).place(world.held_out)
+    return great_circle_km(found[:, 0], world.held_out_latlon)
+
+
+def _start(world: World, training: Training, seed: int) -> GeoCLIP:
+    """The head starts as the identity: what looks alike is close from the first step on."""
+    dim = world.train.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        image_encoder = ImageEncoder(None, embedding_dim=dim, output_dim=dim)
+        location_encoder = LocationEncoder(
+            training.sigma,
+            from_pretrained=False,
+            width=training.width,
+            encoded_size=training.encoded_size,
+            output_dim=dim,
+        )
+    linear = nn.Linear(dim, dim)
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    image_encoder.mlp = nn.Sequential(linear)
+    return GeoCLIP(
+        from_pretrained=False,
+        queue_size=0,
+        image_encoder=image_encoder,
+        location_encoder=location_encoder,
+        gallery=torch.zeros(1, 2),
+    )
+
+
+def _optimizer(
+    model: nn.Module, training: Training
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim >= 2]},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=training.learning_rate,
+        total_steps=max(training.steps, 3),
+        pct_start=max(training.warm_up, 2 / max(training.steps, 3)),
+    )
+    return optimizer, schedule

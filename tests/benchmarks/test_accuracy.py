@@ -1,0 +1,241 @@
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from benchmarks.accuracy.contestants import COMPARED, PLAIN, Contestant
+from benchmarks.accuracy.detection import KINDS, PREVALENCE, detect, planted_pool
+from benchmarks.accuracy.plan import runs
+from benchmarks.accuracy.runs import Run, execute, result_of, within
+from benchmarks.accuracy.samplers import SAMPLERS, batches
+from benchmarks.accuracy.statistics import difference
+from benchmarks.accuracy.synthetic import field_model, make_photos, random_field, synthetic_world
+from benchmarks.accuracy.table import markdown, rows_of
+from benchmarks.accuracy.training import Training, train
+from geoclip.datamodule import EmbeddingBatches
+from geoclip.embedding_store import EmbeddingWriter
+from geoclip.metrics import great_circle_km
+from geoclip.training import GeoCLIPTraining
+from semivario_kernels import EARTH_RADIUS_KM, NegativePolicy
+
+TINY = Training(
+    steps=6, batch_size=48, neighbours=3, width=16, encoded_size=8, sigma=(2.0, 64.0), precision="float32"
+)
+EXPLAINED = Contestant("explained", {"hard": 1, "false": 6})
+
+
+@pytest.fixture(scope="module")
+def world():
+    return synthetic_world(towns=60, per_town=8)
+
+
+def test_steps_are_those_of_the_trainer(world, tmp_path) -> None:
+    settings = replace(TINY, queue_size=96)
+    with EmbeddingWriter(tmp_path / "train", world.train.shape[1], info={}) as writer:
+        writer.append(np.arange(len(world.train)), world.train_latlon, world.train.float().numpy())
+    world.fit.model.save(tmp_path / "variogram.json")
+    shared = {name: value for name, value in asdict(settings).items() if name in _TRAINER_SETTINGS}
+    module = GeoCLIPTraining(
+        embedding_dim=world.train.shape[1],
+        output_dim=world.train.shape[1],
+        head="linear",
+        policy="explained",
+        strengths=dict(EXPLAINED.arguments),
+        variogram=str(tmp_path / "variogram.json"),
+        seed=3,
+        **{**shared, "sigma": list(settings.sigma)},
+    )
+    data = EmbeddingBatches(str(tmp_path / "train"), 48, "neighbours", neighbours=3, seed=3)
+    trainer = Trainer(
+        max_steps=settings.steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, data)
+
+    rows = batches(world, "neighbours", settings, 3)
+    model = train(world, rows, EXPLAINED.policy, settings, 3)
+    theirs = dict(module.model.named_parameters())
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-4, atol=2e-5, msg=name)
+
+
+_TRAINER_SETTINGS = (
+    "sigma",
+    "width",
+    "encoded_size",
+    "queue_size",
+    "batch_noise_m",
+    "queue_noise_m",
+    "learning_rate",
+    "weight_decay",
+    "warm_up",
+)
+
+
+def test_a_run_repeats_and_is_kept(world, tmp_path) -> None:
+    run = Run("tiny", EXPLAINED, "neighbours", 1, TINY)
+    steps: list[int] = []
+    assert result_of(run, tmp_path) is None
+    result = execute(run, world, tmp_path, steps.append)
+    assert steps == list(range(TINY.steps))
+    assert result_of(run, tmp_path) == result
+    again = execute(run, world, tmp_path / "again", lambda step: None)
+    assert again["rings"] == result["rings"]
+    assert again["logit_scale"] == result["logit_scale"]
+    other = replace(run, seed=2)
+    assert other.path(tmp_path) != run.path(tmp_path)
+    assert execute(other, world, tmp_path, lambda step: None)["rings"] != result["rings"]
+    others = [
+        replace(run, contestant=replace(EXPLAINED, schedule="rising")),
+        replace(run, training=replace(TINY, steps=7)),
+        replace(run, world="else"),
+        replace(run, sampler="random"),
+    ]
+    assert len({path.path(tmp_path) for path in [run, other, *others]}) == 6
+
+
+def test_rings_hold_the_accuracy(world, tmp_path) -> None:
+    result = {"rings": "0012345", "validation": 2}
+    np.testing.assert_allclose(within(result).mean(axis=1), [0, 0.2, 0.4, 0.6, 0.8])
+    np.testing.assert_allclose(within(result, validation=True).mean(axis=1), 1)
+
+
+def test_table_pairs_seeds_with_those_of_plain_infonce() -> None:
+    def finished(contestant, seed, rings):
+        run = Run("w", contestant, "random", seed, TINY)
+        return run, {
+            "settings": run.settings(),
+            "rings": rings,
+            "validation": 1,
+            "training_cpu_s": 2.0 + seed,
+        }
+
+    found = [
+        finished(PLAIN, 0, "5" + "15" * 50),
+        finished(PLAIN, 1, "5" + "15" * 50),
+        finished(PLAIN, 2, "5" + "00" * 50),  # has no partner and must not count
+        finished(EXPLAINED, 0, "0" + "11" * 50),
+        finished(EXPLAINED, 1, "0" + "13" * 50),
+    ]
+    plain, ours = rows_of(found)
+    assert plain["seeds"] == [0, 1, 2]
+    assert ours["seeds"] == [0, 1]
+    assert plain["difference_points"] is None
+    assert plain["photos"] == ours["photos"] == 100
+    values = [interval[0] for interval in ours["difference_points"]]
+    assert values == pytest.approx([0, 25, 25, 50, 50])
+    assert ours["difference_points"][0] == [0, 0, 0]
+    text = markdown(
+        {
+            "rows": [plain, ours],
+            "training": asdict(TINY),
+            "date": "2026-01-01",
+            "finished": 5,
+            "planned": 6,
+            "machine": {"processor": "a processor"},
+        }
+    )
+    assert "5 of 6 runs" in text
+    assert "| w | random | `explained(hard=1, false=6)` | 2 | +0.0 [+0.0, +0.0] | +25.0 [" in text
+    assert "| **+50.0** [" in text
+
+
+def test_interval_is_that_of_places_and_of_seeds() -> None:
+    rng = np.random.default_rng(0)
+    # one seed: the interval of a mean over places
+    places = 4000
+    ours, theirs = rng.random((2, 1, 1, places)) < np.array([0.6, 0.5])[:, None, None, None]
+    ((value, low, high),) = difference(ours, theirs)
+    spread = 100 * np.std(ours.astype(float) - theirs) / math.sqrt(places)
+    assert value == pytest.approx(100 * (ours.mean() - theirs.mean()))
+    assert (high - low) / (2 * 1.96 * spread) == pytest.approx(1, abs=0.06)
+    # seeds that differ, places that agree: the bootstrap of four numbers
+    by_seed = np.zeros((4, 1, 50), dtype=bool)
+    by_seed[2:] = True
+    ((value, low, high),) = difference(by_seed, np.zeros_like(by_seed))
+    assert (value, low, high) == (50, 0, 100)
+    with pytest.raises(ValueError, match="wanted one shape"):
+        difference(ours, theirs[:, :, 1:])
+
+
+def test_field_has_the_known_semivariogram() -> None:
+    rng = np.random.default_rng(1)
+    latlon = np.degrees(np.stack([np.arcsin(rng.uniform(-1, 1, 60)), rng.uniform(-np.pi, np.pi, 60)], axis=1))
+    # pairs at 5 km to 5,000 km from each place, to the north where that stays on the near side of the pole
+    for h_km in (5.0, 50.0, 500.0, 5000.0):
+        step = np.degrees(h_km / EARTH_RADIUS_KM)
+        other = latlon.copy()
+        other[:, 0] += np.where(latlon[:, 0] > 0, -step, step)
+        np.testing.assert_allclose(great_circle_km(latlon, other), h_km, rtol=1e-9)
+        both = np.concatenate([latlon, other])
+        # few of the frequencies reach the shortest lag: four draws of them are 3 % off there
+        fields = [random_field(both, rng, dim=500) for _ in range(4)]
+        half_squares = 0.5 * np.mean([np.square(field[:60] - field[60:]).mean() for field in fields])
+        chord = 2 * EARTH_RADIUS_KM * math.sin(h_km / 2 / EARTH_RADIUS_KM)
+        wanted = 1 - 0.5 * math.exp(-chord / 20) - 0.5 * math.exp(-chord / 600)
+        assert field_model()(h_km) == pytest.approx(wanted)
+        assert half_squares == pytest.approx(wanted, rel=0.1)
+
+
+def test_pool_holds_what_was_planted() -> None:
+    photos = make_photos(80, 16, 0)
+    i, j, truth = planted_pool(photos, 4000, np.random.default_rng(0))
+    h_km = great_circle_km(photos.latlon[i], photos.latlon[j])
+    d = 1 - (photos.embeddings[i] * photos.embeddings[j]).sum(axis=1)
+    for kind in KINDS:
+        assert truth[kind].sum() == PREVALENCE * 4000
+        assert photos.typical[i[truth[kind]]].all()
+        assert d[truth[kind]].mean() < 0.6
+    hard, false = (truth[kind] for kind in KINDS)
+    assert (photos.twin[photos.town[i[hard]] * 16] == photos.town[j[hard]]).all()
+    assert h_km[hard].min() > 100
+    assert h_km[false].max() <= 25
+    assert d[~hard & ~false].mean() > 0.9
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_policies_find_the_planted_negatives(seed) -> None:
+    precision = {
+        (row["kind"], row["score"]): row["average_precision"]
+        for row in detect(pool=10_000, towns=120, per_town=16, seed=seed)
+    }
+    for kind in KINDS:
+        ours = precision[kind, "explained, stable variogram"]
+        assert ours >= 0.8
+        for rival in ("dissimilarity alone", "distance alone"):
+            assert ours >= precision[kind, rival] + 0.2
+
+
+def test_schedules_scale_the_strengths_alone() -> None:
+    at = {name: replace(EXPLAINED, schedule=name) for name in ("constant", "rising", "falling", "late")}
+    assert at["constant"].policy(0.25) == NegativePolicy.explained(1, 6)
+    assert at["rising"].policy(0.25) == NegativePolicy.explained(0.25, 1.5)
+    assert at["falling"].policy(0.25) == NegativePolicy.explained(0.75, 4.5)
+    assert at["late"].policy(0.49) == NegativePolicy.explained(0, 0)
+    assert at["late"].policy(0.5) == NegativePolicy.explained(1, 6)
+    nested = replace(COMPARED["threshold-25-km"], schedule="falling")
+    assert nested.policy(0.5) == NegativePolicy.threshold(2.5, 2.5, 25)
+
+
+def test_plan_has_every_combination_seed_by_seed() -> None:
+    planned = runs(["a", "b"], [PLAIN, EXPLAINED], ["random", "neighbours"], 2, TINY)
+    assert len({run.path(Path()) for run in planned}) == len(planned) == 16
+    assert [run.seed for run in planned[:8]] == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_give_whole_batches_without_repeats(world, sampler) -> None:
+    rows = batches(world, sampler, TINY, 0)
+    assert rows.shape == (6, 48)
+    assert all(len(set(batch)) == 48 for batch in rows.tolist())
+    assert rows.min() >= 0
+    assert rows.max() < len(world.train)
