@@ -1,4 +1,4 @@
-"""The command line: `geoclip embed | variogram | fit | eval | predict | demo`.
+"""The command line: `geoclip download | embed | variogram | fit | eval | predict | demo`.
 
 Every command is a module of `geoclip.commands` that imports what it needs when it runs, so that
 `geoclip --help` answers at once. What a user got wrong ends in one line on standard error;
@@ -13,7 +13,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from geoclip.commands import demo, embed, eval, fit, predict, variogram
+from geoclip.commands import demo, download, embed, eval, fit, predict, variogram
 
 _DESCRIPTION = """\
 Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to places, in order:
@@ -24,7 +24,7 @@ Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to
   geoclip eval runs/fit/last.ckpt data/test   accuracy within 1, 25, 200, 750 and 2500 km
   geoclip predict photo.jpg                   where was this taken?
 
-or, without any photo:  geoclip demo"""
+or, without any photo:  geoclip demo; geoclip download osv5m fetches five million"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,6 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="geoclip", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (embed, variogram, fit, eval, predict, demo):
+    for command in (download, embed, variogram, fit, eval, predict, demo):
         command.add_parser(commands)
     return parser

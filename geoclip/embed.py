@@ -144,6 +144,7 @@ def embed_photos(
         if ranks.rank == 0:
             broken.gather()
     ranks.wait("complete")
+    ranks.leave()
     return EmbeddingStore.open(out)
 
 

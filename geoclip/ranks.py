@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
 _PATIENCE = timedelta(days=30)  # torchrun ends the others when one fails
+_FAREWELL_SECONDS = 60.0
 _GENERATIONS = itertools.count()  # every rank makes its objects in the same order
 
 
@@ -55,3 +57,10 @@ class Ranks:
             if self.add(name, 1) == self.world:
                 self._store.set(f"{self._prefix}/{name}/all", b"1")
             self._store.wait([f"{self._prefix}/{name}/all"], _PATIENCE)
+
+    def leave(self) -> None:
+        """The last call: rank 0, which may be the one that keeps the store, goes last."""
+        self.add("left", 1)
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        while self.rank == 0 and self.add("left", 0) < self.world and time.monotonic() < deadline:
+            time.sleep(0.01)

@@ -65,7 +65,8 @@ def _fits_only_exchanged(latlon: np.ndarray) -> bool:
 
 def _images(folder: Path, names: pa.LargeStringArray, image_folders: tuple[str, ...]) -> ImageFiles:
     bare = pc.invert(pc.match_substring_regex(names, r"\.\w{3,4}$"))
-    names = pc.if_else(bare, pc.binary_join_element_wise(names, ".jpg", ""), names)
+    suffix, nothing = (pa.scalar(text, pa.large_string()) for text in (".jpg", ""))
+    names = pc.if_else(bare, pc.binary_join_element_wise(names, suffix, nothing), names)
     for name in image_folders:
         if (folder / name).is_dir():
             return PathFiles(join_paths(folder / name, names))

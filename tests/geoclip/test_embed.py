@@ -1,7 +1,10 @@
+import io
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +23,9 @@ from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.image_encoder import ImageEncoder
 from geoclip.image_files import PathFiles
 from geoclip.photos import PhotoList
+from geoclip.views import AugmentedViews
 
+from .dataset_trees import write_osv5m
 from .rendered_photos import render_photos
 
 TINY = {
@@ -129,6 +134,87 @@ def test_kill_9_then_the_same_command_again(tmp_path, encoder):
     np.testing.assert_allclose(store.read(range(300)), whole.read(range(300)), rtol=1e-3, atol=1e-3)
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_ranks(world, run):
+    """Forks processes with the environment that torchrun gives its own; returns their ids."""
+    address = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                os.environ.update({**address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                run()
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return pids
+
+
+def test_many_processes_killed_and_gone_on_with_by_fewer(tmp_path, encoder, monkeypatch):
+    photos = read_photos(csv := render_photos(tmp_path / "photos", 150, size=200))
+    for i in (70, 149):
+        (csv.parent / f"{i:05d}.jpg").write_bytes(b"")
+    out = tmp_path / "store"
+    with monkeypatch.context() as patch:
+        patch.setattr("geoclip.embed._FLUSH_SECONDS", 0.0)  # a shard for each photo
+        pids = start_ranks(3, lambda: embed(photos, out, encoder, batch_size=1, max_broken=2))
+    deadline = time.monotonic() + 60
+    while not all((out / f"shard-{rank}00002.parquet").exists() for rank in ("", "0001-", "0002-")):
+        assert os.waitpid(-1, os.WNOHANG) == (0, 0), "one ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    # what a kill between a shard's two files leaves behind
+    shutil.copy(out / "shard-0001-00000.npy", out / "shard-0002-00099.npy")
+    done = EmbeddingWriter(out, 24, info=INFO).rows_done
+    assert 9 <= done < 148
+    with pytest.raises(ValueError, match="unfinished"):
+        EmbeddingStore.open(out)
+
+    for pid in start_ranks(2, lambda: embed(photos, out, encoder, max_broken=2)):
+        assert os.waitpid(pid, 0)[1] == 0
+    store = EmbeddingStore.open(out)
+    kept = [i for i in range(150) if i not in (70, 149)]
+    rows = [int(photo.removeprefix("photo-")) for photo in store.ids.to_pylist()]
+    assert sorted(rows) == kept
+    np.testing.assert_array_equal(store.latlon, photos.latlon[rows])
+    whole = embed(photos, tmp_path / "whole", encoder, max_broken=2)
+    order = [kept.index(row) for row in rows]
+    np.testing.assert_allclose(store.read(range(148)), whole.read(order), rtol=1e-3, atol=1e-3)
+    lines = (out / "broken.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in lines) == [
+        str(csv.parent / f"{i:05d}.jpg") for i in (70, 149)
+    ]
+    listed = {shard["name"] for shard in json.loads((out / "meta.json").read_text())["shards"]}
+    files = {f"{name}.{kind}" for name in listed for kind in ("npy", "parquet")}
+    assert {file.name for file in out.iterdir()} == {"meta.json", "broken.txt", *files}
+
+
+def test_the_limit_of_broken_images_is_that_of_all_processes(csv, tmp_path, encoder):
+    spoil(csv.parent)  # in both halves of the list
+    photos = read_photos(csv)
+    pids = start_ranks(2, lambda: embed(photos, tmp_path / "store", encoder, batch_size=1, max_broken=2))
+    while sum(pid != 0 for pid in pids) == 2:  # one gives up; torchrun would end the other
+        ended, status = os.waitpid(-1, 0)
+        assert status
+        pids.remove(ended)
+    os.kill(pids[0], signal.SIGKILL)
+    os.waitpid(pids[0], 0)
+    with pytest.raises(ValueError, match="unfinished"):
+        EmbeddingStore.open(tmp_path / "store")
+
+
 def spoil(folder):
     """Three ways a file can be no photo."""
     (folder / "00004.jpg").unlink()
@@ -204,6 +290,9 @@ def test_a_store_of_other_photos_is_refused(rendered, tmp_path, encoder):
         ({"batch_size": 0}, "batch_size is 0, wanted at least 1"),
         ({"max_broken": -1}, "max_broken is -1, wanted at least 0"),
         ({"workers": -1}, "workers is -1, wanted at least 0"),
+        ({"views": -1}, "views is -1, wanted at least 0"),
+        ({"views": 2, "tencrop": True}, "tencrop: wanted without views.*views=2"),
+        ({"precision": "fp8"}, "precision: wanted auto, fp32, fp16 or bf16, got 'fp8'"),
     ],
 )
 def test_bad_arguments(rendered, tmp_path, encoder, change, match):
@@ -227,3 +316,115 @@ def test_the_progress_bar_counts_images_and_can_be_switched_off(rendered, tmp_pa
     assert shown.out == ""
     assert "40/40" in shown.err
     assert "images/s" in shown.err
+
+
+@pytest.mark.parametrize(("part", "fits"), [(0.076, True), (0.074, False)])
+def test_broken_images_may_be_a_part_of_all(csv, tmp_path, encoder, part, fits):
+    spoil(csv.parent)
+    photos = read_photos(csv)
+    if fits:
+        assert len(embed(photos, tmp_path / "store", encoder, max_broken=part)) == 37
+    else:
+        with pytest.raises(ValueError, match="3 broken so far, max_broken is 2"):
+            embed(photos, tmp_path / "store", encoder, max_broken=part)
+
+
+def test_views_are_those_of_the_photo_whoever_makes_them(rendered, tmp_path, encoder):
+    photos = read_photos(rendered)
+    store = embed(photos, tmp_path / "store", encoder, views=3, seed=5, batch_size=9)
+    assert store.views == 3
+    assert store.info == {**INFO, "pictures": "augmented", "seed": 5}
+    rows = np.arange(40)
+    plain = one_by_one(photos, encoder)
+    np.testing.assert_allclose(store.read(rows), plain, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(store.read(rows, 0), store.read(rows))
+    views = np.stack([store.read(rows, view) for view in (1, 2, 3)])
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(views[first] - views[second]).max(axis=1).min() > 1e-3
+    assert np.abs(views - plain).max(axis=2).min() > 1e-3
+    # nearer to its own photo than to another
+    assert np.linalg.norm(views - plain, axis=2).mean() < np.linalg.norm(views - plain[::-1], axis=2).mean()
+    # begun with some of the photos and other workers, and gone on with the rest
+    embed(photos.take(np.arange(13)), tmp_path / "two", encoder, views=3, seed=5, workers=2)
+    again = embed(photos, tmp_path / "two", encoder, views=3, seed=5, batch_size=4)
+    for view in (1, 3):
+        np.testing.assert_allclose(again.read(rows, view), views[view - 1], rtol=1e-3, atol=1e-3)
+    mixed = store.read(rows, rows % 4)
+    np.testing.assert_array_equal(mixed[rows % 4 == 0], store.read(rows)[rows % 4 == 0])
+    np.testing.assert_array_equal(mixed[rows % 4 == 2], views[1][rows % 4 == 2])
+    with pytest.raises(ValueError, match="seed 5 there and 6 here"):
+        embed(photos, tmp_path / "two", encoder, views=3, seed=6)
+    with pytest.raises(ValueError, match="views: 4 to 4, wanted 0 to 3"):
+        store.read([1], 4)
+
+
+def test_views_leave_the_random_state_alone(rendered, encoder):
+    views = AugmentedViews(encoder.preprocess, encoder.preprocess_config, 2, seed=0)
+    photo = Image.open(rendered.parent / "00000.jpg")
+    state = torch.random.get_rng_state()
+    made = views(photo, "photo-0")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    assert torch.equal(views(photo, "photo-0"), made)
+    assert not torch.equal(views(photo, "photo-1")[1:], made[1:])
+
+
+def test_ten_crops_and_their_mean(rendered, tmp_path, encoder):
+    photos = read_photos(rendered).take(np.arange(6))
+    store = embed(photos, tmp_path / "store", encoder, tencrop=True)
+    assert (store.views, store.info) == (10, {**INFO, "pictures": "tencrop"})
+    mean = torch.tensor(encoder.preprocess_config["mean"])[:, None, None]
+    std = torch.tensor(encoder.preprocess_config["std"])[:, None, None]
+    for row, path in enumerate(photos.images.paths.to_pylist()):
+        # by Pillow and NumPy alone; 37 = 32 · 256/224
+        pixels = np.asarray(Image.open(path).convert("RGB").resize((37, 37), Image.Resampling.BICUBIC))
+        corners = [pixels[:32, :32], pixels[:32, 5:], pixels[5:, :32], pixels[5:, 5:], pixels[2:34, 2:34]]
+        mirrored = [*corners[1::-1], *corners[3:1:-1], pixels[2:34, 3:35]]  # the middle of the mirrored photo
+        crops = np.stack([*corners, *(crop[:, ::-1] for crop in mirrored)])
+        images = (torch.from_numpy(crops.copy()).permute(0, 3, 1, 2) / 255 - mean) / std
+        expected = encoder.embed(images.float()).numpy()
+        crops = np.stack([store.read([row], view)[0] for view in range(1, 11)])
+        np.testing.assert_allclose(crops, expected, rtol=5e-3, atol=5e-3)
+        np.testing.assert_allclose(store.read([row])[0], expected.mean(axis=0), rtol=5e-3, atol=5e-3)
+
+
+def test_reduced_precision_stays_near(rendered, tmp_path, encoder):
+    photos = read_photos(rendered)
+    exact = embed(photos, tmp_path / "exact", encoder, precision="fp32").read(range(40))
+    rounded = embed(photos, tmp_path / "rounded", encoder, precision="bf16").read(range(40))
+    error = np.abs(rounded - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.03
+
+
+def test_zips_areas_and_the_split_reach_the_store(tmp_path, encoder):
+    latlon = write_osv5m(tmp_path / "osv5m", 23)
+    photos = read_photos(tmp_path / "osv5m")
+    store = embed(photos, tmp_path / "store", encoder, workers=2, batch_size=5)
+    assert store.ids.to_pylist() == photos.ids.to_pylist()
+    assert store.info == {**INFO, "dataset": "osv5m", "split": "train"}
+    np.testing.assert_array_equal(store.latlon, latlon)
+    assert {name: c.to_pylist() for name, c in store.areas.items()} == {
+        name: c.to_pylist() for name, c in photos.areas.items()
+    }
+    images = [encoder.preprocess(Image.open(io.BytesIO(photos.images.read(i)))) for i in range(23)]
+    np.testing.assert_allclose(
+        store.read(range(23)), encoder.embed(torch.stack(images)).numpy(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_full_disk_stops_in_one_line_and_nothing_written_is_lost(rendered, tmp_path, encoder, monkeypatch):
+    """RLIMIT_FSIZE refuses a write in its middle, as a full disk does."""
+    photos = read_photos(rendered)
+    monkeypatch.setattr("geoclip.embed._FLUSH_SECONDS", 0.0)
+    embed(photos.take(np.arange(12)), tmp_path / "store", encoder, batch_size=6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*store/\S+: File too large$"):
+            embed(photos, tmp_path / "store", encoder, batch_size=28)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert EmbeddingWriter(tmp_path / "store", 24, info=INFO).rows_done == 12
+    store = embed(photos, tmp_path / "store", encoder)
+    assert store.ids.to_pylist() == photos.ids.to_pylist()
+    np.testing.assert_allclose(store.read(range(40)), one_by_one(photos, encoder), rtol=1e-3, atol=1e-3)
