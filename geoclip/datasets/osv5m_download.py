@@ -34,7 +34,7 @@ def download_osv5m(
         ValueError: an unknown split, no such part, or a zip that is damaged.
         OSError: the hub cannot be reached, or the disk refuses a file; the same call goes on where it was.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     if unknown := set(splits) - PARTS.keys():
         raise ValueError(f"splits: wanted train or test, got {sorted(unknown)[0]!r}")
@@ -48,10 +48,13 @@ def download_osv5m(
         raise ValueError(f"parts: wanted some of 0 to {max(PARTS[s] for s in splits) - 1}, got {parts}")
     out = Path(out)
     try:
+        # asked for by its commit: what cannot be reached is an error here, where the client would take what
+        # lies in the folder already for the answer
+        commit = HfApi().dataset_info(REPOSITORY, revision=revision).sha
         snapshot_download(
             REPOSITORY,
             repo_type="dataset",
-            revision=revision,
+            revision=commit,
             local_dir=out,
             allow_patterns=[*(f"{split}.csv" for split in splits), *names],
         )

@@ -12,10 +12,10 @@ from .rendered_photos import random_latlon, render
 
 # train.csv's header on Hugging Face
 COLUMNS_OF_OSV5M = (
-    "id latitude longitude thumb_original_url country sequence captured_at lon_bin lat_bin cell region sub-region "
-    "city land_cover road_index drive_side climate soil dist_sea quadtree_10_5000 quadtree_10_25000 "
-    "quadtree_10_1000 quadtree_10_50000 quadtree_10_12500 quadtree_10_500 quadtree_10_2500 unique_region "
-    "unique_sub-region unique_city unique_country creator_username creator_id"
+    "id latitude longitude thumb_original_url country sequence captured_at lon_bin lat_bin cell region "
+    "sub-region city land_cover road_index drive_side climate soil dist_sea quadtree_10_5000 "
+    "quadtree_10_25000 quadtree_10_1000 quadtree_10_50000 quadtree_10_12500 quadtree_10_500 quadtree_10_2500 "
+    "unique_region unique_sub-region unique_city unique_country creator_username creator_id"
 )
 OSV5M_HEADER = COLUMNS_OF_OSV5M.split()
 PLACES365_HEADER = ["IMG_ID", "AUTHOR", "LAT", "LON", "S3_Label", "S16_Label", "S365_Label", "Prob_indoor"]

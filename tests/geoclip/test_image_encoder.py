@@ -1,5 +1,8 @@
 import io
 import json
+import struct
+import tracemalloc
+import zlib
 
 import huggingface_hub.constants
 import numpy as np
@@ -203,6 +206,78 @@ def test_read_image_gives_rgb(tmp_path, mode):
     photo().convert(mode).save(path)
     image = read_image(path)
     assert (image.mode, image.size) == ("RGB", (48, 40))
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    values = np.linspace(0, 65535, 48 * 40).reshape(40, 48).astype(np.uint16)
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        seen = np.asarray(read_image(tmp_path / name)).astype(int)
+        assert seen.shape == (40, 48, 3)
+        assert np.abs(seen - (values / 257)[..., None]).max() <= 1
+
+
+def test_cmyk_keeps_its_colours(tmp_path):
+    photo().convert("CMYK").save(tmp_path / "photo.jpg", quality=95)
+    difference = np.asarray(read_image(tmp_path / "photo.jpg")).astype(int) - np.asarray(
+        photo().convert("RGB")
+    )
+    assert np.abs(difference).mean() < 6
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_the_first_frame_of_an_animation(tmp_path, suffix):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue", "white")]
+    path = tmp_path / f"moving.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    with Image.open(path) as image:
+        assert image.n_frames == 3
+    seen = read_image(path)
+    assert (seen.mode, seen.size) == ("RGB", (20, 10))
+    assert np.abs(np.asarray(seen).astype(int) - (255, 0, 0)).max() < 8
+
+
+def test_bytes_are_read_under_the_name_given(tmp_path):
+    assert read_image(jpeg(photo())).size == (48, 40)
+    with pytest.raises(ValueError, match=r"^00\.zip/7: not a readable image: the file is empty$"):
+        read_image(b"", "00.zip/7")
+
+
+def png_header(width, height):
+    """A PNG of a few bytes that claims to be of any size."""
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    chunks = b""
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        chunks += (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(
+    ("size", "match"),
+    [
+        ((60_000, 60_000), r"3600000000 pixels.* decompression bomb"),
+        ((12_000, 12_000), r"12,000 × 12,000 pixels are 144 megapixels"),
+        ((1, 101), r"1 × 101 pixels: a strip, wanted sides within 1:100"),
+    ],
+)
+def test_bombs_are_refused_by_their_header(size, match):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=match):
+        read_image(png_header(*size), "bomb.png")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_hundred_megapixels_are_read_without_a_warning(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (10_000, 10_000), 1).save(path)
+    assert read_image(path).size == (10_000, 10_000)
+    with pytest.raises(ValueError, match="100 megapixels, wanted at most 50"):
+        read_image(path, max_pixels=50_000_000)
 
 
 def test_read_image_applies_the_exif_orientation(tmp_path):
