@@ -22,6 +22,7 @@ from geoclip.image_encoder import ImageEncoder
 from geoclip.location_encoder import LocationEncoder
 from geoclip.metrics import great_circle_km
 from geoclip.model import GeoCLIP
+from geoclip.optimisation import learning_rate_schedule, parameter_groups
 from geoclip.queue import PlaceQueue, jitter, same_photo
 from geoclip.training import LARGEST_LOGIT_SCALE
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
@@ -73,7 +74,13 @@ def train(
     """
     model = _start(world, training, seed)
     queue = PlaceQueue(training.queue_size, world.train.shape[1])
-    optimizer, schedule = _optimizer(model, training)
+    groups = parameter_groups(
+        model.parameters(), learning_rate=training.learning_rate, weight_decay=training.weight_decay
+    )
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    schedule = learning_rate_schedule(
+        optimizer, "one_cycle", steps=training.steps, warm_up=training.warm_up, decay=1.0, decay_every=1
+    )
     latlon_of = torch.from_numpy(world.train_latlon)
     low_precision = training.precision == "bfloat16"
     for step in range(training.steps):
@@ -146,25 +153,3 @@ def _start(world: World, training: Training, seed: int) -> GeoCLIP:
         location_encoder=location_encoder,
         gallery=torch.zeros(1, 2),
     )
-
-
-def _optimizer(
-    model: nn.Module, training: Training
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim >= 2]},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=training.learning_rate,
-        total_steps=max(training.steps, 3),
-        pct_start=max(training.warm_up, 2 / max(training.steps, 3)),
-    )
-    return optimizer, schedule

@@ -16,7 +16,7 @@ from benchmarks.accuracy.statistics import difference
 from benchmarks.accuracy.synthetic import field_model, make_photos, random_field, synthetic_world
 from benchmarks.accuracy.table import markdown, rows_of
 from benchmarks.accuracy.training import Training, train
-from geoclip.datamodule import EmbeddingBatches
+from geoclip.datamodule import PhotoBatches
 from geoclip.embedding_store import EmbeddingWriter
 from geoclip.metrics import great_circle_km
 from geoclip.training import GeoCLIPTraining
@@ -49,7 +49,7 @@ def test_steps_are_those_of_the_trainer(world, tmp_path) -> None:
         seed=3,
         **{**shared, "sigma": list(settings.sigma)},
     )
-    data = EmbeddingBatches(str(tmp_path / "train"), 48, "neighbours", neighbours=3, seed=3)
+    data = PhotoBatches(str(tmp_path / "train"), batch_size=48, sampler="neighbours", neighbours=3, seed=3)
     trainer = Trainer(
         max_steps=settings.steps,
         accelerator="cpu",
