@@ -34,13 +34,14 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command line without the program's name; that of the process by default.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 after Ctrl-C.
+        The exit code: 0; 1 where a command did its work only in part and said so; 2 for a user's mistake;
+        130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            _run(arguments)
+            return _run(arguments)
     except KeyboardInterrupt:
         print("geoclip: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
@@ -52,16 +53,17 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"geoclip: {_reason(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> int:
+    code = 0
     if arguments[:1] == ["fit"]:  # Lightning's own parser reads the rest
         fit.run(arguments[1:])
     else:
         options = _parser().parse_args(arguments)
-        options.run(options)
+        code = options.run(options) or 0
     sys.stdout.flush()  # here, where a closed pipe can still be caught
+    return code
 
 
 def _reason(error: Exception) -> str:

@@ -27,9 +27,9 @@ from sklearn.neighbors import BallTree
 from torch import nn
 
 from geoclip.embedding_store import EmbeddingStore
-from geoclip.evaluation import Gallery
 from geoclip.field import write_field_world
 from geoclip.fit import CHECKPOINT, PARENT, load_trained, read_curves
+from geoclip.gallery import Gallery
 from geoclip.measure import load_variogram, measure_variogram
 from geoclip.metrics import Metrics, compare_metrics, geolocation_metrics, great_circle_km
 from geoclip.report import write_report

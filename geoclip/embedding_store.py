@@ -40,6 +40,14 @@ DTYPE = np.dtype("<f2")
 _SHARD = re.compile(r"shard-(\d+-)?\d+")
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether a path is a folder with an embedding store's meta.json, whatever else is wrong with it."""
+    try:
+        return bool(json.loads(Path(path, "meta.json").read_bytes()).get("format") == FORMAT)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 class EmbeddingStore:
     """A store opened for reading; `EmbeddingStore.open(path)` makes one.
 

@@ -5,11 +5,14 @@ Same call, same state-dict names and same numbers as ``geoclip.LocationEncoder``
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geoclip import release
 from geoclip.upstream import fetch_upstream
 
 
@@ -115,6 +118,53 @@ class LocationEncoder(nn.Module):
         if from_pretrained:
             weights = fetch_upstream().location_encoder_weights
             self.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+
+    @classmethod
+    def from_tensors(cls, sigma: Sequence[float], tensors: Mapping[str, Tensor]) -> "LocationEncoder":
+        """An encoder with the sizes and the values of a state dict.
+
+        Raises:
+            ValueError: tensors are missing, too many, or of sizes that do not fit together.
+        """
+        try:
+            width, encoded_size = (
+                tensors["LocEnc0.capsule.1.weight"].shape[0],
+                len(tensors["LocEnc0.capsule.0.b"]),
+            )
+            output_dim = len(tensors["LocEnc0.head.0.weight"])
+            encoder = cls(sigma, False, width=width, encoded_size=encoded_size, output_dim=output_dim)
+            encoder.load_state_dict(dict(tensors))
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"no weights of a location encoder of {len(sigma)} scales: {reason}") from error
+        return encoder
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **download_options: Any
+    ) -> "LocationEncoder":
+        """Read a location encoder's release, for inference: a folder or a Hub ID, see `release.read_release`.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it is no release of a location encoder, or a damaged one.
+        """
+        path, config, tensors = release.read_release(
+            pretrained_model_name_or_path, release.LOCATION_ENCODER, **download_options
+        )
+        try:
+            return cls.from_tensors(config["sigma"], tensors).eval()
+        except ValueError as error:
+            raise ValueError(f"{path / 'model.safetensors'}: {error}") from error
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a release that `from_pretrained`, here and upstream, reads.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        config = {"model_type": release.LOCATION_ENCODER, "sigma": self.sigma}
+        release.write_release(folder, config, self.state_dict())
 
     def forward(self, location: Tensor) -> Tensor:
         """Encode positions.

@@ -4,10 +4,13 @@ import math
 import os
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from geoclip import release
+from geoclip.coordinates import check_latlon
 from geoclip.image_encoder import ImageEncoder, read_image
 from geoclip.location_encoder import LocationEncoder
 from geoclip.upstream import fetch_upstream, read_gallery
@@ -94,6 +97,65 @@ class GeoCLIP(nn.Module):
         image_encoder = image_encoder or ImageEncoder()
         _load_official_head(image_encoder)
         return cls(image_encoder=image_encoder)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **download_options: Any
+    ) -> "GeoCLIP":
+        """Read a release, for inference: a folder or a Hub ID, see `release.read_release`.
+
+        The backbone is open_clip's; where the release names one that open_clip does not have, the model takes
+        cached embeddings alone.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it is no GeoCLIP release, or a damaged one.
+        """
+        path, config, tensors = release.read_release(
+            pretrained_model_name_or_path, release.MODEL, **download_options
+        )
+        gallery = read_gallery(release.gallery_path(path, config))
+        check_latlon(gallery.numpy(), str(path / config["gallery_file"]))
+        try:
+            location = {
+                name.removeprefix("location_encoder."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("location_encoder.")
+            }
+            model = cls(
+                from_pretrained=False,
+                image_encoder=_image_encoder(tensors, config),
+                location_encoder=LocationEncoder.from_tensors(config["sigma"], location),
+                gallery=gallery,
+            )
+            queue = {
+                name: tensor for name, tensor in model.state_dict().items() if name.startswith("gps_queue")
+            }
+            model.load_state_dict({**tensors, **queue})
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path / 'model.safetensors'} holds no GeoCLIP: {reason}") from error
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a release that `from_pretrained` reads.
+
+        Upstream's reads it too where architecture and backbone are its own. The queue stays behind, as in
+        upstream's releases.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        tensors = {
+            name: value for name, value in self.state_dict().items() if not name.startswith("gps_queue")
+        }
+        config: dict[str, Any] = {"model_type": release.MODEL, "sigma": self.location_encoder.sigma}
+        encoder = self.image_encoder
+        if encoder.backbone is not None:
+            config["open_clip"] = {"model": encoder.backbone, "pretrained": encoder.pretrained}
+            if config["open_clip"] == release.OPEN_CLIP_L14:
+                config["backbone"] = release.HUB_L14
+        release.write_release(folder, config, tensors, self.gps_gallery)
 
     def forward(self, image: Tensor, location: Tensor) -> Tensor:
         """Logits per image: the logit scale times the cosine of the features.
@@ -187,6 +249,28 @@ def _load_official_head(image_encoder: ImageEncoder) -> None:
             "the official head 768 to 512"
         )
     image_encoder.mlp.load_state_dict(_official(fetch_upstream().image_head_weights))
+
+
+def _image_encoder(tensors: dict[str, Tensor], config: dict[str, Any]) -> ImageEncoder:
+    """The image encoder of a release: sizes from the head's tensors, which are not loaded here."""
+    named = config.get("open_clip")
+    if named is None and config.get("backbone", {}).get("repo_id") == release.HUB_L14["repo_id"]:
+        named = release.OPEN_CLIP_L14
+    weights = [
+        tensors[name]
+        for name in ("image_encoder.mlp.0.weight", "image_encoder.mlp.2.weight")
+        if name in tensors
+    ]
+    embedding_dim, output_dim = weights[0].shape[1], len(weights[-1])
+    if named is not None and open_clip.get_model_config(named["model"]) is not None:
+        encoder = ImageEncoder(
+            named["model"], named["pretrained"], embedding_dim=embedding_dim, output_dim=output_dim
+        )
+    else:
+        encoder = ImageEncoder(None, embedding_dim=embedding_dim, output_dim=output_dim)
+    if len(weights) == 1:
+        encoder.mlp = nn.Sequential(nn.Linear(embedding_dim, output_dim))
+    return encoder
 
 
 def _official(path: os.PathLike[str]) -> Any:

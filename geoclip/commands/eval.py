@@ -25,9 +25,10 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from geoclip.embedding_store import EmbeddingStore
-    from geoclip.evaluation import Gallery, read_places
     from geoclip.fit import load_trained
+    from geoclip.gallery import Gallery
     from geoclip.metrics import geolocation_metrics
+    from geoclip.places import read_places
     from semivario_kernels.atomic import write_atomically
 
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)  # before the long work

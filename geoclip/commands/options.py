@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    import torch
+
     from geoclip.image_encoder import ImageEncoder
+    from geoclip.weights import Weights
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -25,12 +28,76 @@ def add_backbone(parser: argparse.ArgumentParser) -> None:
 
 
 def add_gallery(parser: argparse.ArgumentParser) -> None:
-    """Adds --gallery."""
+    """Adds --gallery and --gallery-cache."""
     parser.add_argument(
         "--gallery",
         default="upstream",
         help="places to choose from: upstream (GeoCLIP's 100,000), a .csv, a .npy or a folder of embeddings",
     )
+    parser.add_argument(
+        "--gallery-cache",
+        metavar="FOLDER",
+        help="keeps the places' features, once computed; semivario-kernels/galleries in the user's cache "
+        "folder if left out",
+    )
+
+
+def gallery_cache(options: argparse.Namespace) -> Path:
+    """The folder that --gallery-cache names."""
+    from geoclip.gallery_cache import default_cache
+
+    return default_cache() if options.gallery_cache is None else Path(options.gallery_cache)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint, --backbone and --pretrained."""
+    parser.add_argument(
+        "--checkpoint",
+        default="upstream",
+        help="what `geoclip fit` or `geoclip export` wrote, or upstream: the official GeoCLIP weights",
+    )
+    parser.add_argument("--backbone", help="overrides the one that the checkpoint names")
+    parser.add_argument("--pretrained", help="overrides the one that the checkpoint names")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds --device."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; a GPU where there is one if left out")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device that --device asks for.
+
+    Raises:
+        ValueError: torch knows no such device, or has none here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device: wanted one that is here, got {name!r}: {reason}") from error
+    return device
+
+
+def tower_of(weights: Weights, options: argparse.Namespace) -> ImageEncoder:
+    """The image tower that makes the embeddings which the weights take.
+
+    Raises:
+        ValueError: the weights were trained on embeddings of no photo and --backbone is not given, or the
+            backbone makes embeddings of another length.
+    """
+    backbone = options.backbone or weights.backbone
+    if backbone is None:
+        raise ValueError(
+            f"--backbone: {weights.source} was trained on embeddings of no photo; wanted the open_clip model "
+            "that makes such embeddings, got None"
+        )
+    tower = image_encoder(backbone, options.pretrained or weights.pretrained)
+    weights.check_embeddings(f"--backbone {backbone}", tower.embedding_dim)
+    return tower.to(weights.model.logit_scale.device)
 
 
 def image_encoder(backbone: str, pretrained: str | None) -> ImageEncoder:

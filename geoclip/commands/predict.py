@@ -3,57 +3,112 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from geoclip.commands.options import DEFAULTS, Commands, add_gallery, image_encoder
+from geoclip.commands.options import (
+    DEFAULTS,
+    Commands,
+    add_device,
+    add_gallery,
+    add_weights,
+    choose_device,
+    gallery_cache,
+    tower_of,
+)
+
+if TYPE_CHECKING:
+    from geoclip.prediction import Batch
 
 
 def add_parser(commands: Commands) -> None:
     """Adds `geoclip predict`."""
-    predict = commands.add_parser("predict", help="where was this photo taken?", formatter_class=DEFAULTS)
-    predict.set_defaults(run=run)
-    predict.add_argument("photos", nargs="+", metavar="PHOTO", help="image files")
-    predict.add_argument(
-        "--checkpoint", help="what `geoclip fit` wrote; the official GeoCLIP weights if left out"
+    predict = commands.add_parser(
+        "predict",
+        help="where was this photo taken?",
+        description="Where photos were taken. A photo that cannot be read is named and left out; the exit "
+        "code is then 1.",
+        formatter_class=DEFAULTS,
     )
+    predict.set_defaults(run=run)
+    predict.add_argument(
+        "photos",
+        nargs="+",
+        metavar="PHOTO",
+        help="image files, folders of them, a folder that `geoclip embed` wrote, or - for paths on standard "
+        "input, one a line",
+    )
+    add_weights(predict)
     add_gallery(predict)
     predict.add_argument("--top-k", type=int, default=5, help="places per photo")
-    predict.add_argument("--backbone", help="overrides the one that the checkpoint names")
-    predict.add_argument("--pretrained", help="overrides the one that the checkpoint names")
-
-
-def run(options: argparse.Namespace) -> None:
-    """Runs `geoclip predict`."""
-    import torch
-
-    from geoclip.evaluation import Gallery, read_places
-    from geoclip.fit import load_trained
-    from geoclip.image_encoder import read_image
-    from geoclip.model import GeoCLIP
-
-    if options.checkpoint is None:
-        tower = image_encoder(options.backbone or "ViT-L-14", options.pretrained or "openai")
-        model = GeoCLIP.from_upstream(tower)
-    else:
-        module = load_trained(options.checkpoint)
-        backbone = options.backbone or module.embedding_info.get("backbone")
-        if backbone is None:
-            raise ValueError(
-                f"--backbone: {options.checkpoint} was trained on embeddings of no photo; wanted the "
-                "open_clip model that makes such embeddings, got None"
-            )
-        tower = image_encoder(backbone, options.pretrained or module.embedding_info.get("pretrained"))
-        model = module.model
-    some_at_a_time = [options.photos[start : start + 32] for start in range(0, len(options.photos), 32)]
-    embeddings = torch.cat(
-        [
-            tower.embed(torch.stack([tower.preprocess(read_image(photo)) for photo in some]))
-            for some in some_at_a_time
-        ]
+    predict.add_argument(
+        "--format", default="csv", choices=("csv", "json", "geojson"), help="of what is written"
     )
-    gallery = Gallery(model.eval(), read_places(options.gallery), progress=True)
-    latlon, similarity = gallery.place(embeddings, options.top_k)
-    probability = gallery.probability(embeddings, similarity)
-    print("photo,rank,latitude,longitude,probability")
-    for i, photo in enumerate(options.photos):
-        for k, (latitude, longitude) in enumerate(latlon[i]):
-            print(f"{photo},{k + 1},{latitude:.6f},{longitude:.6f},{probability[i, k]:.6f}")
+    predict.add_argument("--out", metavar="FILE", help="file to write; standard output if left out")
+    predict.add_argument(
+        "--density", type=float, metavar="DEGREES", help="add a map of the probability, with cells this wide "
+        "(json and geojson)",
+    )  # fmt: skip
+    predict.add_argument("--batch-size", type=int, default=32, help="photos per step")
+    add_device(predict)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs `geoclip predict`; returns 1 where photos were left out."""
+    from geoclip.embedding_store import EmbeddingStore, is_store
+    from geoclip.gallery import Gallery, MapCells
+    from geoclip.places import read_places
+    from geoclip.prediction import embed_files, find_photos, predict, stored_embeddings
+    from geoclip.prediction_formats import FORMATS
+    from geoclip.progress import progress_bar
+    from geoclip.weights import load_weights
+    from semivario_kernels.atomic import write_atomically
+
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size: wanted at least 1, got {options.batch_size}")
+    if options.density is not None and options.format == "csv":
+        raise ValueError("--density: wanted --format json or geojson, which have a map, got csv")
+    weights = load_weights(options.checkpoint, choose_device(options.device))
+    broken: list[str] = []
+
+    def leave_out(reason: str) -> None:
+        broken.append(reason)
+        print(f"geoclip: {reason}", file=sys.stderr)
+
+    if len(options.photos) == 1 and is_store(options.photos[0]):
+        store = EmbeddingStore.open(options.photos[0])
+        weights.check_embeddings(options.photos[0], store.dim)
+        total = len(store)
+        batches = stored_embeddings(store, batch_size=options.batch_size)
+    else:
+        photos = find_photos(options.photos, sys.stdin)
+        tower = tower_of(weights, options)
+        total = len(photos)
+        batches = embed_files(photos, tower, batch_size=options.batch_size, on_broken=leave_out)
+    progress = sys.stderr.isatty()
+    latlon = read_places(options.gallery)
+    if not 1 <= options.top_k <= len(latlon):
+        raise ValueError(f"--top-k: wanted 1 to {len(latlon)} (the gallery's places), got {options.top_k}")
+    cells = None if options.density is None else MapCells(latlon, options.density)
+    gallery = Gallery(weights.model, latlon, cache=gallery_cache(options), progress=progress)
+    with progress_bar("placing photos", total, "photos", enabled=progress) as advance:
+        predictions = predict(_counted(batches, advance), gallery, options.top_k, cells)
+        pieces = FORMATS[options.format](predictions)
+        if options.out is None:
+            for piece in pieces:
+                sys.stdout.write(piece)
+        else:
+            out = Path(options.out)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, lambda file: file.writelines(piece.encode() for piece in pieces))
+    if total > 1 and broken:
+        print(f"geoclip: {len(broken):,} of {total:,} photos left out", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        advance(len(batch[0]))

@@ -14,6 +14,7 @@ from geoclip.metrics import great_circle_km
 from semivario_kernels import EmpiricalVariogram, VariogramModel
 
 from .rendered_photos import random_latlon, render_photos
+from .small_world import write_store
 
 TINY = {
     "embed_dim": 32,
@@ -74,13 +75,28 @@ def test_ten_steps_lower_the_loss(folder):
     assert loss[-1] < loss[3] - 0.05
 
 
-def test_a_photo_is_placed(folder, capsys):
+@pytest.fixture
+def predict(folder, capsys):
+    """Run `geoclip predict` with the trained checkpoint: exit code, standard output, error lines."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        options = ["--checkpoint", folder / "run" / "last.ckpt", "--gallery", folder / "train"]
+        options += ["--gallery-cache", folder / "cache", "--backbone", folder / "tiny-image-path.json"]
+        code = main([str(argument) for argument in ["predict", *arguments, *options]])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return call
+
+
+def test_a_photo_is_placed(folder, predict):
     photos = [folder / "photos" / "test" / f"{i:05d}.jpg" for i in range(3)]
-    gallery = ["--gallery", folder / "train"]
-    run("predict", *photos, "--checkpoint", folder / "run" / "last.ckpt", *gallery, "--top-k", 4,
-        "--backbone", folder / "tiny-image-path.json")  # fmt: skip
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    code, out, errors = predict(*photos, "--top-k", 4)
+    assert (code, errors) == (0, [])
+    rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["photo"] for row in rows] == [str(photo) for photo in photos for _ in range(4)]
+    assert [row["rank"] for row in rows] == list("1234") * 3
     places = EmbeddingStore.open(folder / "train").latlon
     for i in range(3):
         mine = rows[4 * i : 4 * i + 4]
@@ -88,20 +104,68 @@ def test_a_photo_is_placed(folder, capsys):
         assert (np.diff(probability) <= 0).all()
         assert 1 / 400 < probability[0] < 1
         assert probability.sum() <= 1
+        assert 0 <= float(mine[0]["radius_50_km"]) <= float(mine[0]["radius_90_km"]) < 20_016
         for row in mine:
             place = np.array([[float(row["latitude"]), float(row["longitude"])]])
             assert np.abs(places - place).sum(axis=1).min() < 1e-5
 
 
-def test_predict_agrees_with_eval(folder, tmp_path, capsys):
+def test_files_folders_lists_batches_and_formats_agree(folder, predict, tmp_path, monkeypatch):
+    test = folder / "photos" / "test"
+    photos = [str(test / f"{i:05d}.jpg") for i in range(60)]
+    _, files, _ = predict(*photos, "--batch-size", 60)
+    assert predict(test, "--batch-size", 7) == (0, files, [])
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*photos[2:], ""])))
+    assert predict(*photos[:2], "-", "--out", tmp_path / "new" / "places.csv") == (0, "", [])
+    assert (tmp_path / "new" / "places.csv").read_text() == files
+    rows = list(csv.DictReader(io.StringIO(files)))
+    _, text, _ = predict(test, "--format", "json", "--density", 20)
+    entries = json.loads(text)
+    assert [entry["photo"] for entry in entries] == photos
+    for entry, first in zip(entries, rows[::5], strict=True):
+        assert len(entry["places"]) == 5
+        for name in ("latitude", "longitude", "probability"):
+            assert entry["places"][0][name] == pytest.approx(float(first[name]), abs=1e-6)
+        assert entry["radius_90_km"] == pytest.approx(float(first["radius_90_km"]), abs=2e-3)
+        assert entry["density"]["degrees"] == 20
+        held = np.array(entry["density"]["cells"])
+        assert 0.9 < held[:, 2].sum() <= 1 + 1e-6  # the faintest cells are left out
+        assert (held[:, 2] >= 5e-4).all()
+    _, text, _ = predict(test, "--format", "geojson", "--density", 20, "--top-k", 2)
+    collection = json.loads(text)
+    assert collection["type"] == "FeatureCollection"
+    points = [f for f in collection["features"] if f["geometry"]["type"] == "Point"]
+    polygons = [f for f in collection["features"] if f["geometry"]["type"] == "Polygon"]
+    assert [point["properties"]["rank"] for point in points] == [1, 2] * 60
+    for point, entry in zip(points[::2], entries, strict=True):
+        best = entry["places"][0]
+        assert point["geometry"]["coordinates"] == [best["longitude"], best["latitude"]]
+        assert point["properties"]["radius_50_km"] == pytest.approx(entry["radius_50_km"], abs=1e-3)
+    assert len(polygons) == sum(len(entry["density"]["cells"]) for entry in entries)
+    (ring,) = polygons[0]["geometry"]["coordinates"]
+    latitude, longitude, probability = entries[0]["density"]["cells"][0]
+    assert ring[0] == ring[-1] == [longitude - 10, latitude - 10]
+    assert ring[2] == [longitude + 10, latitude + 10]
+    assert polygons[0]["properties"] == {"photo": photos[0], "probability": pytest.approx(probability)}
+
+
+def test_cached_embeddings_are_placed_like_their_photos(folder, predict):
+    _, files, _ = predict(folder / "photos" / "test", "--top-k", 1)
+    code, stored, errors = predict(folder / "test", "--top-k", 1)
+    assert (code, errors) == (0, [])
+    files, stored = (list(csv.DictReader(io.StringIO(text))) for text in (files, stored))
+    assert [row["photo"] for row in stored] == [f"photo-{i}" for i in range(60)]
+    # embeddings are stored in half precision: a tie may fall the other way
+    same = [a["latitude"] == b["latitude"] for a, b in zip(files, stored, strict=True)]
+    assert sum(same) >= 57
+
+
+def test_predict_agrees_with_eval(folder, tmp_path, predict):
     """The top place of every test photo, asked for as files, has the error that eval reports."""
     checkpoint, gallery = folder / "run" / "last.ckpt", ["--gallery", folder / "train"]
     run("eval", checkpoint, folder / "test", *gallery, "--out", tmp_path / "metrics.json")
-    capsys.readouterr()
-    photos = sorted((folder / "photos" / "test").glob("*.jpg"))
-    run("predict", *photos, "--checkpoint", checkpoint, *gallery, "--top-k", 1,
-        "--backbone", folder / "tiny-image-path.json")  # fmt: skip
-    rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    _, out, _ = predict(folder / "photos" / "test", "--top-k", 1)
+    rows = csv.DictReader(io.StringIO(out))
     predicted = np.array([[float(row["latitude"]), float(row["longitude"])] for row in rows])
     error = great_circle_km(predicted, random_latlon(60, 1))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -109,22 +173,60 @@ def test_predict_agrees_with_eval(folder, tmp_path, capsys):
     assert np.median(error) == pytest.approx(metrics["median_km"]["value"], rel=0.05)
 
 
-def test_a_broken_photo_is_one_line(folder, tmp_path, capsys):
-    checkpoint = ["--checkpoint", folder / "run" / "last.ckpt", "--backbone", folder / "tiny-image-path.json"]
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes((folder / "photos" / "test" / "00000.jpg").read_bytes()[:300])
-    for photo, word in ((broken, "broken.jpg"), (tmp_path / "nowhere.jpg", "nowhere.jpg")):
-        capsys.readouterr()
-        assert main([str(a) for a in ["predict", photo, *checkpoint, "--gallery", folder / "train"]]) == 2
-        error = capsys.readouterr().err
-        assert word in error
-        assert len(error.strip().splitlines()) == 1
+def test_a_broken_photo_is_named_and_left_out(folder, predict, tmp_path):
+    good = folder / "photos" / "test" / "00000.jpg"
+    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:300])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "words.jpg").write_text("no picture")
+    (tmp_path / "folder.jpg").mkdir()
+    names = ["cut.jpg", "empty.jpg", "words.jpg", "nowhere.jpg"]
+    _, alone, _ = predict(good)
+    code, out, errors = predict(good, *(tmp_path / name for name in names), "--batch-size", 2)
+    assert (code, out) == (1, alone)
+    assert len(errors) == 5
+    for name, line in zip(names, errors, strict=False):
+        assert line.startswith(f"geoclip: {tmp_path / name}: ")
+    assert errors[-1] == "geoclip: 4 of 5 photos left out"
+    code, out, errors = predict(tmp_path / "cut.jpg")
+    assert code == 1
+    assert len(out.splitlines()) == len(errors) == 1
+    code, _, (line,) = predict(tmp_path / "folder.jpg")
+    assert code == 2
+    assert "holds no photo" in line
+
+
+def test_embed_names_a_broken_photo(folder, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes((folder / "photos" / "test" / "00000.jpg").read_bytes()[:300])
     table = tmp_path / "photos.csv"
     table.write_text("path,latitude,longitude\nbroken.jpg,1,2\n")
     capsys.readouterr()
     embed = ["embed", table, tmp_path / "out", "--backbone", folder / "tiny-image-path.json"]
     assert main([str(a) for a in [*embed, "--pretrained", "none", "--workers", 0]]) == 2
     assert "broken.jpg" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_predict_in_one_line(folder, predict, tmp_path):
+    photo = folder / "photos" / "test" / "00000.jpg"
+    (tmp_path / "file").write_text("")
+    for arguments, word in (
+        (["--top-k", 0], "--top-k: wanted 1 to 400"),
+        (["--top-k", 401], "got 401"),
+        (["--batch-size", 0], "--batch-size"),
+        (["--density", 5], "--density: wanted --format json or geojson"),
+        (["--density", 0, "--format", "json"], "degrees"),
+        (["--device", "abacus"], "abacus"),
+        (["--out", tmp_path / "file" / "x.csv"], "file"),
+    ):
+        code, _, (line,) = predict(photo, *arguments)
+        assert code == 2
+        assert word in line
+
+
+def test_a_checkpoint_of_another_architecture_is_one_line(predict, tmp_path):
+    write_store(tmp_path / "wider", n=4)
+    code, _, (line,) = predict(tmp_path / "wider")
+    assert code == 2
+    assert "embeddings of 16 numbers, wanted the 32 of" in line
 
 
 def test_the_photos_embedding_is_the_stored_one(folder):

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 
 from geoclip.datamodule import PhotoBatches
-from geoclip.evaluation import Gallery, read_places
 from geoclip.fit import fit, load_trained, read_curves
+from geoclip.gallery import Gallery
 from geoclip.metrics import great_circle_km
+from geoclip.places import read_places
 from geoclip.queue import jitter
 from geoclip.training import GeoCLIPTraining
 from semivario_kernels import NegativePolicy, VariogramModel, semivariogram_info_nce

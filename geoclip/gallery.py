@@ -1,0 +1,229 @@
+"""A gallery: places with the features that a model gives them, encoded once and searched in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
+from geoclip.coordinates import check_latlon
+from geoclip.gallery_cache import cached_features
+from geoclip.model import GeoCLIP
+from geoclip.progress import progress_bar
+from semivario_kernels import EARTH_RADIUS_KM, topk_gallery
+
+LatLon = NDArray[np.float64]
+
+_PLACES_AT_ONCE = 4096  # 16 MB per activation of width 1,024
+_PAIRS_AT_ONCE = 2**21  # 16 MB in float64; at least one photo against the whole gallery
+_RADIUS_BINS = 4096  # per level: two levels resolve 0.8 m of chord
+
+
+class MapCells:
+    """The cells of a latitude-longitude grid that hold places of a gallery.
+
+    Args:
+        latlon: (M, 2) latitude and longitude in degrees.
+        degrees: side of a cell.
+
+    Attributes:
+        degrees: side of a cell.
+        centers: (C, 2) latitude and longitude of the cells' middles, in degrees.
+        cell: (M,) int64 cell of each place.
+
+    Raises:
+        ValueError: `degrees` is not between 0.01 and 90.
+    """
+
+    def __init__(self, latlon: LatLon, degrees: float) -> None:
+        if not 0.01 <= degrees <= 90:
+            raise ValueError(f"degrees: wanted a cell's side between 0.01 and 90 degrees, got {degrees}")
+        self.degrees = degrees
+        longitude = (latlon[:, 1] + 180) % 360
+        corner = np.floor(np.column_stack([latlon[:, 0] + 90, longitude]) / degrees)
+        found, cell = np.unique(corner, axis=0, return_inverse=True)
+        self.centers: LatLon = (found + 0.5) * degrees - (90, 180)
+        self.cell = torch.from_numpy(cell.reshape(-1))
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where n photos may have been taken.
+
+    Attributes:
+        latlon: (n, k, 2) latitude and longitude in degrees, most probable first.
+        probability: (n, k) of these places, as softmax over the whole gallery.
+        radius_km: (n, S) great-circle radius around the first place that holds each share asked for.
+        density: (n, C) probability of each map cell; None where no cells were asked for.
+    """
+
+    latlon: LatLon
+    probability: NDArray[np.float32]
+    radius_km: LatLon
+    density: NDArray[np.float32] | None
+
+
+class Gallery:
+    """Places to choose from.
+
+    Args:
+        model: gives the places, and the photos to be placed, their features; it works on the model's device.
+        latlon: (M, 2) latitude and longitude in degrees.
+        cache: folder that keeps the places' features from one run to the next, see `gallery_cache`; None
+            keeps them in memory alone.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError: `latlon` is not (M, 2) finite degrees with M ≥ 1, or a feature is not finite.
+    """
+
+    def __init__(
+        self, model: GeoCLIP, latlon: LatLon, *, cache: Path | None = None, progress: bool = False
+    ) -> None:
+        check_latlon(latlon, "gallery")
+        if not len(latlon):
+            raise ValueError("gallery: wanted at least one place, got none")
+        self.model, self.latlon, self.progress = model, latlon, progress
+        self.device = model.logit_scale.device
+        places = torch.from_numpy(latlon).float()
+        width = int(model.location_encoder.output_dim)  # type: ignore[arg-type]
+        if cache is None:
+            # filled in place: joining chunks would hold everything twice
+            self.features = torch.empty(len(places), width, device=self.device)
+            start = 0
+            for chunk in self._encode(places):
+                self.features[start : start + len(chunk)] = chunk
+                start += len(chunk)
+        else:
+            features = cached_features(
+                model.location_encoder, places, width, cache, lambda: self._encode(places)
+            )
+            self.features = features.to(self.device)
+
+    def place(self, embeddings: torch.Tensor, k: int = 1) -> tuple[LatLon, NDArray[np.float32]]:
+        """Find the k places that fit each photo best.
+
+        Args:
+            embeddings: (n, E) frozen embeddings of the photos.
+            k: places per photo, at most M.
+
+        Returns:
+            latlon: (n, k, 2) latitude and longitude in degrees, best first.
+            similarity: (n, k) cosines of the features.
+
+        Raises:
+            ValueError: wrong shapes, embeddings that are not finite, or k outside 1 … M.
+        """
+        values, indices = topk_gallery(self.photo_features(embeddings), self.features, k)
+        return self.latlon[indices.cpu().numpy()], values.cpu().numpy()
+
+    @torch.no_grad()
+    def locate(
+        self,
+        embeddings: torch.Tensor,
+        k: int = 1,
+        *,
+        shares: Sequence[float] = (0.5, 0.9),
+        cells: MapCells | None = None,
+    ) -> Located:
+        """Find the k most probable places of each photo, and how the probability spreads around the first.
+
+        Args:
+            embeddings: (n, E) frozen embeddings of the photos.
+            k: places per photo, at most M.
+            shares: of the probability, each between 0 and 1, for the radii.
+            cells: of this gallery's places, for the density.
+
+        Raises:
+            ValueError: as in `place`, or a share outside (0, 1).
+        """
+        if not all(0 < share < 1 for share in shares):
+            raise ValueError(f"shares: wanted fractions between 0 and 1, got {list(shares)}")
+        x = self.photo_features(embeddings)
+        similarity, index = topk_gallery(x, self.features, k)
+        scale = self.model.logit_scale.exp()
+        probability = scale * similarity
+        radius_km = np.empty((len(x), len(shares)))
+        density = None if cells is None else np.empty((len(x), len(cells.centers)), dtype=np.float32)
+        directions = self._directions
+        for start in range(0, len(x), photos_at_once := max(1, _PAIRS_AT_ONCE // len(self.latlon))):
+            some = slice(start, start + photos_at_once)
+            logits = (scale * x[some]) @ self.features.T
+            probability[some] -= logits.logsumexp(dim=1, keepdim=True)
+            share = logits.softmax(dim=1)
+            # float64: in float32 the chord from a dot product is 3 km wrong at 1 m
+            chord = (2 - 2 * directions[index[some, 0]] @ directions.T).clamp_(min=0).sqrt_().float()
+            radius_km[some] = _radius_km(chord, share, shares).cpu().numpy()
+            if cells is not None and density is not None:
+                mass = torch.zeros(len(share), len(cells.centers), device=self.device)
+                density[some] = mass.index_add_(1, cells.cell.to(self.device), share).cpu().numpy()
+        return Located(self.latlon[index.cpu().numpy()], probability.exp().cpu().numpy(), radius_km, density)
+
+    @torch.no_grad()
+    def photo_features(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Unit features (n, D) of photos' frozen embeddings (n, E), on the model's device.
+
+        Raises:
+            ValueError: a wrong shape, or a feature that is not finite.
+        """
+        chunks = [
+            normalize(self.model.image_encoder(chunk.to(self.device)), dim=1)
+            for chunk in torch.split(embeddings, _PLACES_AT_ONCE)
+        ]
+        features = torch.cat(chunks)
+        finite = features.isfinite().all(dim=1)
+        if not finite.all():
+            row = int(finite.int().argmin())
+            whose = "the model's features" if embeddings[row].isfinite().all() else "embeddings"
+            raise ValueError(f"{whose} of photo {row + 1} are NaN or infinite")
+        return features
+
+    @torch.no_grad()
+    def _encode(self, places: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Unit features of `places`, never holding more than a chunk's activations."""
+        with progress_bar("encoding places", len(places), "places", enabled=self.progress) as advance:
+            for chunk in torch.split(places, _PLACES_AT_ONCE):
+                features = normalize(self.model.location_encoder(chunk.to(self.device)), dim=1)
+                if not features.isfinite().all():
+                    raise ValueError("model: its features of the gallery's places are NaN or infinite")
+                yield features
+                advance(len(chunk))
+
+    @property
+    def _directions(self) -> torch.Tensor:
+        """(M, 3) float64 unit vectors of the places."""
+        latitude, longitude = torch.from_numpy(np.radians(self.latlon)).to(self.device).unbind(1)
+        return torch.stack(
+            [latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], dim=1
+        )
+
+
+def _radius_km(chord: torch.Tensor, share: torch.Tensor, wanted: Sequence[float]) -> torch.Tensor:
+    """(n, S) radii that hold the wanted shares, from (n, M) chords on the unit sphere and probabilities.
+
+    A histogram over the chord, then a second one of the bin that the share falls into: a sort of the whole
+    gallery takes twenty times as long. A radius is some metres off at most, near the antipode 0.1 km.
+    """
+    coarse_width = 2 * (1 + 1e-6) / _RADIUS_BINS
+    fine_width = coarse_width / _RADIUS_BINS
+    coarse = (chord / coarse_width).long()
+    mass = torch.zeros(len(chord), _RADIUS_BINS, device=chord.device).scatter_add_(1, coarse, share)
+    total = mass.double().cumsum(dim=1)
+    radii = []
+    for fraction in wanted:
+        goal = fraction * total[:, -1:]
+        bin_ = (total < goal).sum(dim=1, keepdim=True)
+        before = (total.gather(1, bin_) - mass.gather(1, bin_)).clamp_(min=0)
+        here = coarse == bin_
+        fine = ((chord - bin_ * coarse_width) / fine_width).long().clamp_(0, _RADIUS_BINS - 1)
+        inside = torch.zeros_like(mass).scatter_add_(1, fine, torch.where(here, share, 0.0))
+        steps = (before + inside.double().cumsum(dim=1) < goal).sum(dim=1, keepdim=True)
+        steps = steps.clamp_(max=_RADIUS_BINS - 1) + 1
+        radius = bin_.double() * coarse_width + steps * fine_width
+        radii.append(2 * EARTH_RADIUS_KM * (radius / 2).clamp_(max=1).asin())
+    return torch.cat(radii, dim=1)

@@ -1,0 +1,67 @@
+"""Trained weights as a command's user names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from geoclip.fit import load_trained
+from geoclip.image_encoder import ImageEncoder
+from geoclip.model import GeoCLIP
+from geoclip.release import OPEN_CLIP_L14
+
+UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model that takes cached embeddings.
+
+    Attributes:
+        source: where the weights came from.
+        model: in evaluation mode, on the device asked for.
+        backbone: open_clip model that made the embeddings of its training; None where that is not known.
+        pretrained: the backbone's weights.
+    """
+
+    source: str
+    model: GeoCLIP
+    backbone: str | None
+    pretrained: str | None
+
+    def check_embeddings(self, name: str, dim: int) -> None:
+        """Refuse embeddings of another length.
+
+        Raises:
+            ValueError: `dim` is not the length that the model takes.
+        """
+        wanted = self.model.image_encoder.embedding_dim
+        if dim != wanted:
+            raise ValueError(f"{name}: embeddings of {dim} numbers, wanted the {wanted} of {self.source}")
+
+
+def load_weights(source: str, device: torch.device) -> Weights:
+    """Read weights for evaluation.
+
+    Args:
+        source: "upstream" (the official weights), a checkpoint of `geoclip fit`, or a folder with a release.
+        device: where the model goes.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it holds something else.
+        UpstreamUnavailable: the official weights are asked for and cannot be fetched.
+    """
+    if source == UPSTREAM:
+        model = GeoCLIP.from_upstream(ImageEncoder(None, embedding_dim=768))
+        named: dict[str, str | None] = {**OPEN_CLIP_L14}
+    elif Path(source).is_dir():
+        model = GeoCLIP.from_pretrained(Path(source))
+        named = {"model": model.image_encoder.backbone, "pretrained": model.image_encoder.pretrained}
+    else:
+        module = load_trained(source)
+        model, info = module.model, module.embedding_info
+        named = {"model": info.get("backbone"), "pretrained": info.get("pretrained")}
+    return Weights(source, model.to(device).eval(), named["model"], named["pretrained"])

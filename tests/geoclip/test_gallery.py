@@ -1,0 +1,136 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from geoclip import gallery as gallery_module
+from geoclip.gallery import Gallery, MapCells
+from geoclip.image_encoder import ImageEncoder
+from geoclip.location_encoder import LocationEncoder
+from geoclip.metrics import great_circle_km
+from geoclip.model import GeoCLIP
+
+from .rendered_photos import random_latlon
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    return GeoCLIP(
+        from_pretrained=False,
+        image_encoder=ImageEncoder(None, embedding_dim=16, output_dim=24),
+        location_encoder=LocationEncoder([2.0], from_pretrained=False, width=32, output_dim=24),
+        gallery=torch.zeros(1, 2),
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_places_are_those_of_the_whole_matrix(model, monkeypatch, at_once):
+    monkeypatch.setattr(gallery_module, "_PLACES_AT_ONCE", at_once)
+    monkeypatch.setattr(gallery_module, "_PAIRS_AT_ONCE", 90 * at_once)
+    places, embeddings = random_latlon(90), torch.randn(23, 16)
+    gallery = Gallery(model, places)
+    latlon, similarity = gallery.place(embeddings, k=5)
+    located = gallery.locate(embeddings, k=5)
+    with torch.no_grad():
+        logits = model(embeddings, torch.from_numpy(places).float())
+    best = logits.topk(5, dim=1)
+    np.testing.assert_array_equal(latlon, places[best.indices.numpy()])
+    np.testing.assert_array_equal(located.latlon, latlon)
+    np.testing.assert_allclose(similarity, best.values / model.logit_scale.detach().exp(), atol=1e-6)
+    expected = logits.softmax(dim=1).topk(5, dim=1).values
+    np.testing.assert_allclose(located.probability, expected, rtol=1e-4)
+    np.testing.assert_allclose(gallery.features.norm(dim=1), 1, atol=1e-6)
+
+
+def radius_by_sorting(latlon, share, wanted):
+    """The radius around the first place, for the (M, 2) places and (M,) probabilities of one photo."""
+    distance = great_circle_km(np.repeat(latlon[[share.argmax()]], len(latlon), axis=0), latlon)
+    order = np.argsort(distance, kind="stable")
+    held = np.cumsum(share[order].astype(np.float64))
+    return distance[order[np.searchsorted(held, wanted * held[-1])]]
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_radius_holds_its_share_of_the_probability(model, monkeypatch, scale):
+    monkeypatch.setattr(gallery_module, "_PAIRS_AT_ONCE", 4000)
+    places, embeddings = random_latlon(1500, seed=2), torch.randn(31, 16)
+    places[:700] = places[0] + np.random.default_rng(1).normal(0, 0.01, (700, 2))  # a town, 1 km wide
+    sharper = copy.deepcopy(model)
+    sharper.logit_scale.data.fill_(np.log(scale))
+    located = Gallery(sharper, places).locate(embeddings, shares=(0.2, 0.5, 0.9))
+    with torch.no_grad():
+        share = sharper(embeddings, torch.from_numpy(places).float()).softmax(dim=1).numpy()
+    expected = [[radius_by_sorting(places, row, wanted) for wanted in (0.2, 0.5, 0.9)] for row in share]
+    # near the antipode a metre of chord is many of arc
+    far = np.array(expected) > 19_000
+    np.testing.assert_allclose(located.radius_km[~far], np.array(expected)[~far], rtol=0, atol=0.005)
+    np.testing.assert_allclose(located.radius_km, expected, rtol=0, atol=0.1)
+    assert (np.diff(located.radius_km) >= 0).all()
+
+
+def test_all_the_probability_at_one_place_has_no_radius(model):
+    certain = copy.deepcopy(model)
+    certain.logit_scale.data.fill_(np.log(1e5))
+    located = Gallery(certain, random_latlon(40)).locate(torch.randn(5, 16))
+    assert (located.probability > 0.99).all()
+    assert (located.radius_km < 0.001).all()
+    assert (located.radius_km >= 0).all()
+
+
+def test_the_density_adds_the_probabilities_of_a_cell(model):
+    places, embeddings = random_latlon(200), torch.randn(9, 16)
+    places[:3] = [[90.0, 180.0], [-90.0, -180.0], [89.9, 540.0 - 360.0]]
+    cells = MapCells(places, 30.0)
+    located = Gallery(model, places).locate(embeddings, cells=cells)
+    with torch.no_grad():
+        share = model(embeddings, torch.from_numpy(places).float()).softmax(dim=1).numpy()
+    assert located.density.shape == (9, len(cells.centers))
+    np.testing.assert_allclose(located.density.sum(axis=1), 1, rtol=1e-5)
+    for cell, center in enumerate(cells.centers):
+        inside = cells.cell.numpy() == cell
+        assert inside.any()
+        # 180° east is 180° west
+        east = (places[inside, 1] - center[1] + 540) % 360 - 180
+        assert (np.abs(east) <= 15).all()
+        assert (np.abs(places[inside, 0] - center[0]) <= 30).all()
+        np.testing.assert_allclose(located.density[:, cell], share[:, inside].sum(axis=1), rtol=1e-4)
+    assert len({tuple(center) for center in cells.centers.tolist()}) == len(cells.centers)
+
+
+def test_the_gallery_is_encoded_in_float32_degrees_once(model):
+    places = random_latlon(30)
+    calls = []
+    hook = model.location_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
+    gallery = Gallery(model, places)
+    gallery.place(torch.randn(3, 16))
+    gallery.place(torch.randn(3, 16))
+    hook.remove()
+    assert torch.equal(torch.cat(calls), torch.from_numpy(places).float())
+    expected = F.normalize(model.location_encoder(calls[0]), dim=1)
+    assert torch.allclose(gallery.features, expected.detach(), atol=1e-6)
+
+
+def test_bad_galleries_are_refused(model):
+    with pytest.raises(ValueError, match=r"gallery.*swapped"):
+        Gallery(model, np.array([[120.0, 3.0]]))
+    with pytest.raises(ValueError, match="gallery: wanted at least one place"):
+        Gallery(model, np.empty((0, 2)))
+    with pytest.raises(ValueError, match=r"k: wanted .*3, got 4"):
+        Gallery(model, random_latlon(3)).place(torch.randn(2, 16), k=4)
+    with pytest.raises(ValueError, match=r"embeddings have shape \(2, 5\)"):
+        Gallery(model, random_latlon(3)).place(torch.randn(2, 5))
+    embeddings = torch.randn(4, 16)
+    embeddings[2, 5] = torch.nan
+    with pytest.raises(ValueError, match="embeddings of photo 3 are NaN or infinite"):
+        Gallery(model, random_latlon(3)).place(embeddings)
+    with pytest.raises(ValueError, match=r"shares.*1\.5"):
+        Gallery(model, random_latlon(3)).locate(torch.randn(2, 16), shares=(1.5,))
+    with pytest.raises(ValueError, match=r"degrees.*0"):
+        MapCells(random_latlon(3), 0)
+    broken = copy.deepcopy(model)
+    broken.location_encoder.LocEnc0.head[0].bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="model: its features of the gallery's places are NaN"):
+        Gallery(broken, random_latlon(3))
