@@ -1,4 +1,4 @@
-"""The command line: `geoclip download | embed | variogram | fit | eval | predict | demo`.
+"""The command line: `geoclip download | embed | variogram | fit | eval | predict | export | demo`.
 
 Every command is a module of `geoclip.commands` that imports what it needs when it runs, so that
 `geoclip --help` answers at once. What a user got wrong ends in one line on standard error;
@@ -13,7 +13,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from geoclip.commands import demo, download, embed, eval, fit, predict, variogram
+from geoclip.commands import demo, download, embed, eval, export, fit, predict, variogram
 
 _DESCRIPTION = """\
 Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to places, in order:
@@ -23,6 +23,7 @@ Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to
   geoclip fit --config fit.yaml               train the image head and the location encoder
   geoclip eval runs/fit/last.ckpt data/test   accuracy within 1, 25, 200, 750 and 2500 km
   geoclip predict photo.jpg                   where was this taken?
+  geoclip export runs/fit/last.ckpt mine      weights for others to use
 
 or, without any photo:  geoclip demo; geoclip download osv5m fetches five million"""
 
@@ -90,6 +91,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="geoclip", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (download, embed, variogram, fit, eval, predict, demo):
+    for command in (download, embed, variogram, fit, eval, predict, export, demo):
         command.add_parser(commands)
     return parser

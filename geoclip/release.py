@@ -89,7 +89,7 @@ def read_release(
         The folder, config.json and the tensors, on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder, and the Hub gives none.
         ValueError: it is no such release, or a damaged one.
     """
     path = Path(source).expanduser()
@@ -98,16 +98,20 @@ def read_release(
             raise FileNotFoundError(f"{source}: no such folder with a GeoCLIP release")
         from huggingface_hub import snapshot_download
 
-        path = Path(
-            snapshot_download(
-                str(source),
-                allow_patterns=["config.json", "model.safetensors", "*.csv"],
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
+        try:
+            path = Path(
+                snapshot_download(
+                    str(source),
+                    allow_patterns=["config.json", "model.safetensors", "*.csv"],
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                )
             )
-        )
+        # the client's errors share no base class
+        except Exception as error:
+            raise FileNotFoundError(f"{source}: no such folder, and none from the Hub: {error}") from error
     try:
         config = json.loads((path / "config.json").read_bytes())
     except FileNotFoundError:
@@ -115,7 +119,7 @@ def read_release(
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'} is damaged: {error}") from error
     said = (config.get("model_type"), config.get("format_version")) if isinstance(config, dict) else None
-    if said != (model_type, FORMAT_VERSION):
+    if said != (model_type, FORMAT_VERSION) or isinstance(said[1], bool):
         raise ValueError(
             f"{path / 'config.json'}: wanted model_type and format_version {(model_type, FORMAT_VERSION)}, "
             f"got {said}"

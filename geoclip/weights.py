@@ -46,7 +46,8 @@ def load_weights(source: str, device: torch.device) -> Weights:
     """Read weights for evaluation.
 
     Args:
-        source: "upstream" (the official weights), a checkpoint of `geoclip fit`, or a folder with a release.
+        source: "upstream" (the official weights), a checkpoint of `geoclip fit`, or a folder that
+            `geoclip export` wrote.
         device: where the model goes.
 
     Raises:

@@ -27,13 +27,18 @@ def add_backbone(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_gallery(parser: argparse.ArgumentParser) -> None:
-    """Adds --gallery and --gallery-cache."""
+def add_gallery_source(parser: argparse.ArgumentParser) -> None:
+    """Adds --gallery."""
     parser.add_argument(
         "--gallery",
         default="upstream",
         help="places to choose from: upstream (GeoCLIP's 100,000), a .csv, a .npy or a folder of embeddings",
     )
+
+
+def add_gallery(parser: argparse.ArgumentParser) -> None:
+    """Adds --gallery and --gallery-cache."""
+    add_gallery_source(parser)
     parser.add_argument(
         "--gallery-cache",
         metavar="FOLDER",
