@@ -21,6 +21,7 @@ LatLon = NDArray[np.float64]
 
 _PLACES_AT_ONCE = 4096  # 16 MB per activation of width 1,024
 _PAIRS_AT_ONCE = 2**21  # 16 MB in float64; at least one photo against the whole gallery
+_ROUNDING = 1e-6  # of a cosine in float32
 _RADIUS_BINS = 4096  # per level: two levels resolve 0.8 m of chord
 
 
@@ -121,6 +122,34 @@ class Gallery:
         """
         values, indices = topk_gallery(self.photo_features(embeddings), self.features, k)
         return self.latlon[indices.cpu().numpy()], values.cpu().numpy()
+
+    @torch.no_grad()
+    def rank(self, embeddings: torch.Tensor, place: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where a given place comes among all, for each photo: 1 where no other place fits as well.
+
+        Places at the coordinates of the given one do not count against it; those whose cosine differs by
+        float32's rounding alone do.
+
+        Args:
+            embeddings: (n, E) frozen embeddings of the photos.
+            place: (n,) rows of the gallery.
+
+        Raises:
+            ValueError: as in `place`.
+        """
+        x = self.photo_features(embeddings)
+        rows = torch.from_numpy(place)
+        # two float32 side by side are one number that tells coordinates apart
+        coordinates = torch.from_numpy(self.latlon.astype(np.float32).view(np.int64)[:, 0]).to(self.device)
+        wanted = self.features[rows.to(self.features.device)]
+        score = (x * wanted).sum(dim=1, keepdim=True) - _ROUNDING
+        ranks = torch.ones(len(x), dtype=torch.int64, device=self.device)
+        own = coordinates[rows.to(self.device), None]
+        for start in range(0, len(self.latlon), _PLACES_AT_ONCE):
+            some = slice(start, start + _PLACES_AT_ONCE)
+            as_good = x @ self.features[some].T >= score
+            ranks += (as_good & (coordinates[some] != own)).sum(dim=1)
+        return ranks.cpu().numpy()
 
     @torch.no_grad()
     def locate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -133,6 +134,41 @@ def compare_metrics(
     value = _statistics(distance)
     resampled = _resampled_statistics(distance, bootstrap, seed)
     return _with_interval(value[:, 1] - value[:, 0], resampled[:, 1] - resampled[:, 0], confidence)
+
+
+def fraction_metrics(
+    hits: Mapping[str, NDArray[np.bool_]], *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Metrics:
+    """Shares of queries that are right, with percentile bootstrap intervals.
+
+    The number of hits in a resample is binomial, so that none is drawn query by query.
+
+    Args:
+        hits: name to (n,) whether each query is right; those of no query are left out of the result.
+        bootstrap: number of resamples.
+        confidence: coverage wanted of the intervals, between 0 and 1.
+        seed: seed of the resampling.
+
+    Returns:
+        {name: {"value", "low", "high"}}.
+
+    Raises:
+        ValueError: `bootstrap` below 1, `confidence` outside (0, 1).
+    """
+    if bootstrap < 1:
+        raise ValueError(f"bootstrap: wanted at least 1 resample, got {bootstrap}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: wanted a number between 0 and 1, got {confidence}")
+    rng = np.random.default_rng(seed)
+    metrics = {}
+    for name, right in hits.items():
+        if n := len(right):
+            share = float(right.mean())
+            low, high = np.quantile(
+                rng.binomial(n, share, bootstrap) / n, [(1 - confidence) / 2, (1 + confidence) / 2]
+            )
+            metrics[name] = {"value": share, "low": float(low), "high": float(high)}
+    return metrics
 
 
 _KEYS = (*(f"within_{threshold}_km" for threshold in THRESHOLDS_KM), "median_km", "mean_km", "geoscore")

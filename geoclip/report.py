@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -22,45 +19,21 @@ from geoclip.figures import (
     run_colors,
 )
 from geoclip.metrics import Metrics, great_circle_km
-from semivario_kernels.atomic import write_atomically
-from semivario_kernels.variogram_plot import MARKS, plot_variogram
+from geoclip.page import digits, entries, plain, section, svg_figure, write_page
+from semivario_kernels.variogram_plot import plot_variogram
 
 if TYPE_CHECKING:
     from semivario_kernels import EmpiricalVariogram, VariogramFit
 
-# These and MARKS become CSS variables in the page, so that the figures follow its light or dark scheme.
-_INK, _CARD = "#1c2430", "#fdfdfe"
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": MARKS,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "xtick.color": MARKS,
-    "ytick.color": MARKS,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.facecolor": _CARD,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 1,
-    "savefig.dpi": 200,
-}
-
-_FRACTIONS = {
+FRACTIONS = {
     "within_1_km": ("within 1 km", "street"),
     "within_25_km": ("within 25 km", "city"),
     "within_200_km": ("within 200 km", "region"),
     "within_750_km": ("within 750 km", "country"),
     "within_2500_km": ("within 2,500 km", "continent"),
 }
-_ROWS = {
-    **_FRACTIONS,
+ROWS = {
+    **FRACTIONS,
     "median_km": ("median error", "half are nearer"),
     "mean_km": ("mean error", ""),
     "geoscore": ("GeoScore", "of 5,000"),
@@ -68,7 +41,7 @@ _ROWS = {
 _HEADLINES = ("within_1_km", "within_25_km", "within_200_km", "median_km", "geoscore")
 _LOWER_IS_BETTER = ("median_km", "mean_km")
 
-_TABLE_TEXT = "Small: 95 % bootstrap intervals over the places."
+TABLE_TEXT = "Small: 95 % bootstrap intervals over the places."
 _DIFFERENCE_TEXT = (
     "A difference is paired, both runs on the same places in every resample; it is bold where its interval "
     "excludes 0."
@@ -88,11 +61,11 @@ _CURVES_TEXT = (
     "would help. Policies weigh negatives differently, so compare the shapes of their losses, not the "
     "heights."
 )
-_DISTRIBUTION_TEXT = (
+DISTRIBUTION_TEXT = (
     "Share of the held-out places found within a distance. Look for the curve that runs higher and "
     "further left; the dashed lines are the thresholds of the table."
 )
-_MAP_TEXT = (
+MAP_TEXT = (
     "Every held-out place, coloured by how far away it was predicted; grey dots are the gallery. Look for"
     " warm clusters: regions whose places are taken for places elsewhere."
 )
@@ -179,36 +152,36 @@ def write_report(
     half, whole = (5.4, 4.2), (11, 4.3)
     queries, gallery = len(errors_km[runs[0]]), len(np.asarray(gallery_latlon))
     sections = [
-        _headline(metrics, comparison, queries, gallery),
-        _section(
+        headline(metrics, comparison, queries, gallery),
+        section(
             f"Accuracy on {queries:,} held-out places",
-            _table(metrics, comparison),
-            f"{_TABLE_TEXT} {_DIFFERENCE_TEXT if comparison else ''}",
+            metrics_table(metrics, comparison),
+            f"{TABLE_TEXT} {_DIFFERENCE_TEXT if comparison else ''}",
         ),
         '<div class="two">',
-        _section(
+        section(
             "Semivariogram",
-            _svg("semivariogram", variogram_figure, half),
+            svg_figure("semivariogram", variogram_figure, half),
             f"{_VARIOGRAM_TEXT} {_fit_sentence(fit, range_km)}",
         ),
-        _section(
+        section(
             "Surprise against distance",
-            _svg("surprise against distance", surprise_figure, half),
+            svg_figure("surprise against distance", surprise_figure, half),
             _SURPRISE_TEXT,
         ),
-        _section("Training", _svg("training curves", curves_figure, half), _CURVES_TEXT) if curves else "",
-        _section(
-            "Error distribution", _svg("error distribution", distribution_figure, half), _DISTRIBUTION_TEXT
+        section("Training", svg_figure("training curves", curves_figure, half), _CURVES_TEXT)
+        if curves
+        else "",
+        section(
+            "Error distribution",
+            svg_figure("error distribution", distribution_figure, half),
+            DISTRIBUTION_TEXT,
         ),
         "</div>",
-        _section(f"Errors on the map: {runs[-1]}", _svg("map of errors", map_figure, whole), _MAP_TEXT),
+        section(f"Errors on the map: {runs[-1]}", svg_figure("map of errors", map_figure, whole), MAP_TEXT),
         _settings(hyperparameters or {}, timing or {}),
     ]
-    page = _PAGE.format(title=escape(title), note=escape(note), css=_CSS, body="\n".join(sections))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(page.encode()))
-    return path
+    return write_page(path, title, note, sections)
 
 
 def _check(
@@ -232,8 +205,8 @@ def _check(
     if not set(curves) <= set(metrics):
         raise ValueError(f"curves: wanted runs of metrics {sorted(metrics)}, got {sorted(curves)}")
     wanted_of = {
-        **{f"metrics of {run}": (tuple(_ROWS), columns) for run, columns in metrics.items()},
-        **({"comparison": (tuple(_ROWS), comparison)} if comparison is not None else {}),
+        **{f"metrics of {run}": (tuple(ROWS), columns) for run, columns in metrics.items()},
+        **({"comparison": (tuple(ROWS), comparison)} if comparison is not None else {}),
         **{f"curves of {run}": (("step", "loss"), columns) for run, columns in curves.items()},
         "pairs": (("h_km", "d", "gamma"), pairs),
     }
@@ -243,38 +216,16 @@ def _check(
             raise ValueError(f"{name}: wanted {', '.join(wanted)}, missing {', '.join(missing)}")
 
 
-def _svg(label: str, draw: Callable[[Figure], None], inches: tuple[float, float]) -> str:
-    """The figure as an <svg> element that takes its colours and its font from the page."""
-    buffer = io.StringIO()
-    # the salt makes the ids of clip paths repeatable, and different from those of the page's other figures
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": label}):
-        figure = Figure(figsize=inches, layout="constrained")
-        draw(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = svg.replace(_INK, "var(--ink)").replace(_CARD, "var(--card)").replace(MARKS, "var(--marks)")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
-
-
-def _section(heading: str, content: str, explanation: str) -> str:
-    return (
-        f"<section><h2>{escape(heading)}</h2><figure>{content}"
-        f"<figcaption>{escape(explanation)}</figcaption></figure></section>"
-    )
-
-
-def _headline(metrics: Mapping[str, Metrics], comparison: Metrics | None, queries: int, gallery: int) -> str:
+def headline(metrics: Mapping[str, Metrics], comparison: Metrics | None, queries: int, gallery: int) -> str:
+    """The last run's main numbers on cards, beside the first run's where there are two."""
     first, last = next(iter(metrics)), list(metrics)[-1]
     cards = []
     for key in _HEADLINES:
-        card = f"<span>{_ROWS[key][0]}</span><b>{_cell(key, metrics[last][key])[0]}</b>"
+        card = f"<span>{ROWS[key][0]}</span><b>{metric_cell(key, metrics[last][key])[0]}</b>"
         if first != last:
-            card += f"<span>{escape(first)}: {_cell(key, metrics[first][key])[0]}</span>"
+            card += f"<span>{escape(first)}: {metric_cell(key, metrics[first][key])[0]}</span>"
         if comparison:
-            difference = _cell(key, comparison[key], signed=True)[0]
+            difference = metric_cell(key, comparison[key], signed=True)[0]
             card += f'<span class="{_verdict(key, comparison[key])}">{difference}</span>'
         cards.append(f"<div>{card}</div>")
     return (
@@ -283,19 +234,20 @@ def _headline(metrics: Mapping[str, Metrics], comparison: Metrics | None, querie
     )
 
 
-def _table(metrics: Mapping[str, Metrics], comparison: Metrics | None) -> str:
+def metrics_table(metrics: Mapping[str, Metrics], comparison: Metrics | None = None) -> str:
+    """Every metric with its interval, a column per run."""
     runs, colors = list(metrics), run_colors(metrics)
     head = "".join(f'<th><i style="background:{colors[run]}"></i>{escape(run)}</th>' for run in runs)
     if comparison:
         head += "<th>difference, last − first</th>"
     rows = []
-    for key, (name, gloss) in _ROWS.items():
+    for key, (name, gloss) in ROWS.items():
         row = f"<th>{name}<small>{gloss}</small></th>"
         for run in runs:
-            value, interval = _cell(key, metrics[run][key])
+            value, interval = metric_cell(key, metrics[run][key])
             row += f"<td>{value}<small>{interval}</small></td>"
         if comparison:
-            value, interval = _cell(key, comparison[key], signed=True)
+            value, interval = metric_cell(key, comparison[key], signed=True)
             verdict = _verdict(key, comparison[key])
             value = f'<b class="{verdict}">{value}</b>' if verdict else value
             row += f"<td>{value}<small>{interval}</small></td>"
@@ -313,25 +265,18 @@ def _verdict(key: str, difference: Mapping[str, float]) -> str:
     return "better" if (difference["low"] > 0) != (key in _LOWER_IS_BETTER) else "worse"
 
 
-def _cell(key: str, entry: Mapping[str, float], *, signed: bool = False) -> tuple[str, str]:
+def metric_cell(key: str, entry: Mapping[str, float], *, signed: bool = False) -> tuple[str, str]:
     """The value with its unit, and the interval, written to the same digit."""
     numbers = [entry["value"], entry["low"], entry["high"]]
-    if key in _FRACTIONS:
+    if key in FRACTIONS:
         numbers, decimals, unit = [100 * number for number in numbers], 1, " points" if signed else " %"
     elif key == "geoscore":
         decimals, unit = 0, ""
     else:
         largest = max(abs(number) for number in numbers)
         decimals, unit = 2 if largest < 10 else 1 if largest < 100 else 0, " km"
-    value, low, high = (_digits(number, decimals, signed) for number in numbers)
+    value, low, high = (digits(number, decimals, signed) for number in numbers)
     return value + unit, f"{low} to {high}"
-
-
-def _digits(number: float, decimals: int, signed: bool) -> str:
-    text = f"{abs(number):,.{decimals}f}"
-    if not text.strip("0."):
-        return text
-    return f"{'−' if number < 0 else '+' if signed else ''}{text}"
 
 
 def _fit_sentence(fit: VariogramFit, range_km: float) -> str:
@@ -347,32 +292,11 @@ def _fit_sentence(fit: VariogramFit, range_km: float) -> str:
 
 
 def _settings(hyperparameters: Mapping[str, object], timing: Mapping[str, float]) -> str:
-    lists = []
-    for heading, entries in (
-        ("Settings", {name: _plain(value) for name, value in hyperparameters.items()}),
-        ("Time", {name: _seconds(value) for name, value in timing.items()}),
-    ):
-        if entries:
-            rows = "".join(
-                f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(value)}</dd></div>"
-                for name, value in entries.items()
-            )
-            lists.append(f"<section><h2>{heading}</h2><dl>{rows}</dl></section>")
-    return "\n".join(lists)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(entry)}" for name, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
-    return str(value)
+    cards = {
+        "Settings": {name: plain(value) for name, value in hyperparameters.items()},
+        "Time": {name: _seconds(value) for name, value in timing.items()},
+    }
+    return "\n".join(entries(heading, values) for heading, values in cards.items() if values)
 
 
 def _seconds(seconds: float) -> str:
@@ -381,79 +305,3 @@ def _seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p class="note">{note}</p>
-{body}
-</main>
-</body>
-</html>
-"""
-
-_CSS = """
-:root { color-scheme: light dark; --paper: #f4f6f8; --card: #ffffff; --ink: #1c2430; --soft: #5b6675;
-  --marks: #77828f; --line: #dfe4ea; --better: #1b7f5c; --worse: #b3352b; --note: #fdf3dc;
-  --note-line: #d9a52e; }
-@media (prefers-color-scheme: dark) { :root { --paper: #12161c; --card: #1a2028; --ink: #e6eaf0;
-  --soft: #a3adba; --marks: #8a95a3; --line: #2c3541; --better: #4cc398; --worse: #f0857b; --note: #2a2415;
-  --note-line: #a8802a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.55 Inter, system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 40px 28px 56px; }
-h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 14px; }
-h2 { font-size: 17px; letter-spacing: -0.01em; margin: 0 0 12px; }
-.note { margin: 0 0 26px; padding: 10px 16px; border-radius: 4px;
-  background: var(--note); border-left: 4px solid var(--note-line); }
-.cards { display: grid; grid-template-columns: repeat(5, 1fr); gap: 14px; margin: 0 0 18px; }
-.cards div, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.cards div { padding: 14px 16px; display: flex; flex-direction: column; }
-.cards b { font-size: 27px; line-height: 1.35; letter-spacing: -0.02em; }
-.cards span { font-size: 13px; color: var(--soft); }
-section { padding: 20px 22px; margin: 0 0 18px; min-width: 0; }
-.two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px; margin: 0 0 18px; }
-.two section { margin: 0; }
-figure { margin: 0; }
-figure svg { display: block; width: 100%; height: auto; }
-svg text { font-family: inherit !important; }
-figcaption { margin-top: 10px; font-size: 13.5px; line-height: 1.5; color: var(--soft); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 0 8px 14px; text-align: right; border-bottom: 1px solid var(--line); }
-th { font-weight: 500; }
-tbody th { text-align: left; padding-left: 0; white-space: nowrap; }
-td { white-space: nowrap; }
-td small { display: inline-block; min-width: 108px; }
-td:last-child small { min-width: 92px; }
-thead th { color: var(--soft); font-size: 13.5px; }
-thead i { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 7px; }
-small { color: var(--soft); font-size: 12.5px; margin-left: 9px; font-weight: 400; }
-.cards .better, .better { color: var(--better); }
-.cards .worse, .worse { color: var(--worse); }
-dl { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 4px 28px; margin: 0;
-  font-size: 13.5px; }
-dl div { display: flex; justify-content: space-between; gap: 12px; border-bottom: 1px solid var(--line); }
-dt { color: var(--soft); }
-dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
-@media screen and (max-width: 860px) { .two, dl { grid-template-columns: minmax(0, 1fr); }
-  .cards { grid-template-columns: 1fr 1fr; } }
-@media print {
-  :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #1c2430; --soft: #4b5563;
-    --marks: #77828f; --line: #d5dae1; --better: #1b7f5c; --worse: #b3352b; --note: #fdf3dc;
-    --note-line: #d9a52e; }
-  body { zoom: 0.72; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  main { padding: 0; max-width: none; }
-  section, .cards { break-inside: avoid; }
-}
-"""

@@ -4,40 +4,100 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from geoclip.commands.options import DEFAULTS, Commands, add_gallery
+from geoclip.commands.options import (
+    DEFAULTS,
+    Commands,
+    add_device,
+    add_gallery,
+    choose_device,
+    gallery_cache,
+)
+
+if TYPE_CHECKING:
+    from geoclip.embedding_store import EmbeddingStore
+    from geoclip.evaluation import Placed
 
 
 def add_parser(commands: Commands) -> None:
     """Adds `geoclip eval`."""
     evaluate = commands.add_parser("eval", help="accuracy on held-out embeddings", formatter_class=DEFAULTS)
     evaluate.set_defaults(run=run)
-    evaluate.add_argument("checkpoint", help="what `geoclip fit` wrote, for example runs/fit/last.ckpt")
+    evaluate.add_argument(
+        "checkpoint", help="what `geoclip fit` or `geoclip export` wrote, or upstream: the official weights"
+    )
     evaluate.add_argument("test", help="folder that `geoclip embed` wrote: photos the model has not seen")
     add_gallery(evaluate)
-    evaluate.add_argument("--out", default="metrics.json", help="metrics with bootstrap intervals")
+    evaluate.add_argument(
+        "--labels",
+        metavar="STORE",
+        help="folder of embeddings whose photos' countries, regions, sub-regions and cities name the "
+        "predictions; the gallery if left out, where it is such a folder",
+    )
+    evaluate.add_argument("--out", default="metrics.json", help="metrics; the report, .html, goes beside it")
     evaluate.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
+    add_device(evaluate)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs `geoclip eval`."""
-    import torch
-
     from geoclip.embedding_store import EmbeddingStore
-    from geoclip.fit import load_trained
+    from geoclip.evaluation import country_table, place_store, recall_metrics
+    from geoclip.evaluation_report import write_evaluation_report
     from geoclip.gallery import Gallery
     from geoclip.metrics import geolocation_metrics
     from geoclip.places import read_places
+    from geoclip.weights import load_weights
     from semivario_kernels.atomic import write_atomically
 
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)  # before the long work
+    if options.bootstrap < 1:  # before the long work, like the folder
+        raise ValueError(f"--bootstrap: wanted at least 1, got {options.bootstrap}")
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     test = EmbeddingStore.open(options.test)
-    module = load_trained(options.checkpoint)
-    gallery = Gallery(module.model, read_places(options.gallery), progress=True)
-    predicted, _ = gallery.place(torch.from_numpy(test.read(range(len(test)))))
-    metrics = geolocation_metrics(predicted[:, 0], test.latlon, bootstrap=options.bootstrap)
-    write_atomically(options.out, lambda file: file.write(json.dumps(metrics, indent=1).encode()))
-    for name, entry in metrics.items():
-        print(f"{name:16} {entry['value']:10.3f}   [{entry['low']:.3f}, {entry['high']:.3f}]")
-    print(f"{len(test):,} photos, {len(gallery.latlon):,} places; written to {options.out}")
+    weights = load_weights(options.checkpoint, choose_device(options.device))
+    weights.check_embeddings(options.test, test.dim)
+    progress = sys.stderr.isatty()
+    gallery = Gallery(
+        weights.model, read_places(options.gallery), cache=gallery_cache(options), progress=progress
+    )
+    placed = place_store(gallery, test, progress=progress)
+    areas = _areas(options, test, placed)
+    result: dict[str, Any] = {
+        "checkpoint": options.checkpoint,
+        "test": options.test,
+        "gallery": options.gallery,
+        "photos": len(test),
+        "places": placed.places,
+        "metrics": geolocation_metrics(placed.latlon, placed.true_latlon, bootstrap=options.bootstrap),
+        "recall": recall_metrics(placed, bootstrap=options.bootstrap),
+        "areas": areas,
+        "countries": country_table(placed, test.areas["country"]) if "country" in test.areas else [],
+    }
+    write_atomically(out, lambda file: file.write(json.dumps(result, indent=1).encode()))
+    report = write_evaluation_report(out.with_suffix(".html"), result, placed, gallery.latlon)
+    for name, entry in {**result["metrics"], **result["recall"], **areas.get("accuracy", {})}.items():
+        print(f"{name:20} {entry['value']:10.3f}   [{entry['low']:.3f}, {entry['high']:.3f}]")
+    if "why_not" in areas:
+        print(f"administrative areas not measured: {areas['why_not']}")
+    print(f"{len(test):,} photos, {placed.places:,} places; written to {out} and {report}")
+
+
+def _areas(options: argparse.Namespace, test: EmbeddingStore, placed: Placed) -> dict[str, Any]:
+    """The administrative accuracies and where the labels came from, or why there are none."""
+    from geoclip.embedding_store import EmbeddingStore, is_store
+    from geoclip.evaluation import area_metrics
+
+    if not test.areas:
+        return {"why_not": f"{options.test} names no countries, regions, sub-regions or cities"}
+    source = options.labels or (options.gallery if is_store(options.gallery) else None)
+    if source is None:
+        return {"why_not": "--labels names no folder with places whose areas are known"}
+    labels = EmbeddingStore.open(source)
+    metrics = area_metrics(placed, test.areas, labels.latlon, labels.areas, bootstrap=options.bootstrap)
+    if not metrics["accuracy"]:
+        return {"why_not": f"{source} names none of the areas that {options.test} names"}
+    return {"labels": source, **metrics}

@@ -57,14 +57,14 @@ def test_help_is_there_at_once_and_names_every_command():
     result = python("-m", "geoclip", "--help")
     seconds = time.monotonic() - start
     assert result.returncode == 0
-    for command in ("embed", "variogram", "fit", "eval", "predict", "demo"):
+    for command in ("embed", "variogram", "fit", "eval", "predict", "export", "demo"):
         assert f"geoclip {command}" in result.stdout
     assert seconds < 2
     slow = python("-X", "importtime", "-m", "geoclip", "--help").stderr
     assert not any(f" {module}\n" in slow for module in ("torch", "numpy", "lightning", "open_clip"))
 
 
-@pytest.mark.parametrize("command", ["embed", "variogram", "eval", "predict", "demo"])
+@pytest.mark.parametrize("command", ["embed", "variogram", "eval", "predict", "export", "demo"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
@@ -140,9 +140,9 @@ def test_eval_writes_metrics(trained, tmp_path, capsys):
     gallery.write_text(
         "LAT,LON\n" + "".join(f"{lat},{lon}\n" for lat in range(-60, 61, 20) for lon in (0, 90))
     )
-    options = ["--gallery", str(gallery), "--out", str(out), "--bootstrap", "50"]
+    options = ["--gallery", str(gallery), "--gallery-cache", str(tmp_path), "--out", str(out)]
     assert main(["eval", str(checkpoint), str(trained / "test"), *options]) == 0
-    metrics = json.loads(out.read_text())
+    metrics = json.loads(out.read_text())["metrics"]
     assert metrics["within_2500_km"]["low"] <= metrics["within_2500_km"]["value"]
     assert metrics["median_km"]["value"] > 500
     assert "50 photos, 14 places" in capsys.readouterr().out
