@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from geoclip.embedding_store import EmbeddingStore
-from geoclip.evaluation import read_places
 from geoclip.fixed_precision import FixedPrecisionBuffers
+from geoclip.places import read_places
 from geoclip.queue import NO_ROW
 from geoclip.training_ranks import TrainingRanks
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.accuracy.world import World
-from geoclip.evaluation import Gallery
+from geoclip.gallery import Gallery
 from geoclip.image_encoder import ImageEncoder
 from geoclip.location_encoder import LocationEncoder
 from geoclip.metrics import great_circle_km
