@@ -1,4 +1,4 @@
-"""The command line: `geoclip download | embed | variogram | fit | eval | predict | export | demo`.
+"""The command line: `geoclip download | embed | variogram | fit | eval | predict | crossview | export | …`.
 
 Every command is a module of `geoclip.commands` that imports what it needs when it runs, so that
 `geoclip --help` answers at once. What a user got wrong ends in one line on standard error;
@@ -13,7 +13,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from geoclip.commands import demo, download, embed, eval, export, fit, predict, variogram
+from geoclip.commands import crossview, demo, download, embed, eval, export, fit, predict, variogram
 
 _DESCRIPTION = """\
 Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to places, in order:
@@ -25,7 +25,9 @@ Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to
   geoclip predict photo.jpg                   where was this taken?
   geoclip export runs/fit/last.ckpt mine      weights for others to use
 
-or, without any photo:  geoclip demo; geoclip download osv5m fetches five million"""
+Photos against satellite images:  geoclip crossview fit --config cvusa
+
+Or, without any photo:  geoclip demo; geoclip download osv5m fetches five million"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,6 +62,8 @@ def _run(arguments: list[str]) -> int:
     code = 0
     if arguments[:1] == ["fit"]:  # Lightning's own parser reads the rest
         fit.run(arguments[1:])
+    elif arguments[:1] == ["crossview"]:
+        crossview.run(arguments[1:])
     else:
         options = _parser().parse_args(arguments)
         code = options.run(options) or 0
@@ -91,6 +95,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="geoclip", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (download, embed, variogram, fit, eval, predict, export, demo):
+    for command in (download, embed, variogram, fit, eval, predict, crossview, export, demo):
         command.add_parser(commands)
     return parser

@@ -42,4 +42,5 @@ def utm_to_latlon(
     delta = (2 * n - 2 / 3 * n**2 - 2 * n**3, 7 / 3 * n**2 - 8 / 5 * n**3, 56 / 15 * n**3)
     latitude = conformal + sum(d * np.sin(2 * j * conformal) for j, d in enumerate(delta, start=1))
     longitude = np.radians(6 * zone - 183) + np.arctan2(np.sinh(east), np.cos(north))
-    return np.degrees(np.stack([latitude, longitude], axis=1))
+    latlon: NDArray[np.float64] = np.degrees(np.stack([latitude, longitude], axis=1))
+    return latlon

@@ -49,9 +49,10 @@ def geographic_neighbours(latlon: NDArray[np.float64], k: int = 128, *, workers:
     # in the tree's order: the queries of a chunk visit the same leaves
     for start in range(0, len(vectors), _PLACES_AT_ONCE):
         chunk = tree.indices[start : start + _PLACES_AT_ONCE]
-        found = tree.query(vectors[chunk], k=candidates, workers=workers)[1].reshape(len(chunk), candidates)
-        squared = sum((vectors[found, axis] - vectors[chunk, None, axis]) ** 2 for axis in range(3))
-        near = _nearest_rows(squared, found, rows, first, wanted)
+        chord, found = tree.query(vectors[chunk], k=candidates, workers=workers)
+        near = _nearest_rows(
+            chord.reshape(len(chunk), candidates), found.reshape(len(chunk), candidates), rows, first, wanted
+        )
         own = np.repeat(np.arange(len(chunk)), counts[chunk])  # of which place in the chunk each row is
         members = _ranges(first[chunk], counts[chunk])
         nearest[rows[members], : wanted - 1] = _without(near[own], rows[members])
@@ -59,22 +60,24 @@ def geographic_neighbours(latlon: NDArray[np.float64], k: int = 128, *, workers:
 
 
 def _nearest_rows(
-    squared: NDArray[np.float64], found: NDArray[np.intp], rows: Table, first: NDArray[np.intp], wanted: int
+    chord: NDArray[np.float64], found: NDArray[np.intp], rows: Table, first: NDArray[np.intp], wanted: int
 ) -> Table:
-    """(places, wanted) rows at the found places, ordered by squared chord, then by row."""
-    places = len(found)
+    """(places, wanted) rows at the found places, whose chords rise, ordered by chord, then by row."""
     counts = np.minimum(first[found + 1] - first[found], wanted)
-    by_distance = np.argsort(squared, axis=1, kind="stable")
-    so_far = np.take_along_axis(counts, by_distance, axis=1).cumsum(axis=1)
-    enough = (so_far >= wanted).argmax(axis=1)  # here the wanted number is reached
-    reach = np.take_along_axis(squared, by_distance[np.arange(places), enough, None], axis=1)
-    near = squared <= reach
+    nearest = np.empty((len(found), wanted), dtype=np.int32)
+    # most places have one row, and no two candidates are equally far
+    plain = (counts == 1).all(axis=1) & (chord[:, 1:] > chord[:, :-1]).all(axis=1)
+    nearest[plain] = rows[first[found[plain, :wanted]]]
+    chord, found, counts = chord[~plain], found[~plain], counts[~plain]
+    places = np.arange(len(found))
+    enough = (counts.cumsum(axis=1) >= wanted).argmax(axis=1)  # here the wanted number is reached
+    near = chord <= chord[places, enough][:, None]
     counts = counts[near]
     candidates = rows[_ranges(first[found[near]], counts)]
     of_place = np.repeat(near.nonzero()[0], counts)
-    order = np.lexsort((candidates, np.repeat(squared[near], counts), of_place))
-    start = np.searchsorted(of_place, np.arange(places))
-    nearest: Table = candidates[order][start[:, None] + np.arange(wanted)]
+    order = np.lexsort((candidates, np.repeat(chord[near], counts), of_place))
+    start = np.searchsorted(of_place, places)
+    nearest[~plain] = candidates[order][start[:, None] + np.arange(wanted)]
     return nearest
 
 

@@ -1,0 +1,194 @@
+"""Training one encoder on both views, as a Lightning module: Sample4Geo (Deuser et al., 2023)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from geoclip.crossview.model import CrossViewEncoder
+from geoclip.crossview.retrieval import retrieval_metrics
+from geoclip.crossview.views import CrossViews
+from geoclip.sampling import similarity_neighbours
+from semivario_kernels import NegativePolicy, VariogramModel, semivariogram_info_nce
+
+
+class CrossViewTraining(LightningModule):
+    """The encoder, the symmetric loss, AdamW under a cosine with a linear warm-up, and the metrics.
+
+    Args:
+        backbone: a timm model name.
+        pretrained: start from timm's weights.
+        label_smoothing: of the loss.
+        learning_rate: of AdamW, at the end of the warm-up.
+        warm_up_epochs: epochs in which the learning rate rises; a part of one may do.
+        similarity_every: epochs after which a batch's neighbours become the places that the encoder of now
+            confuses; 0: never.
+        policy: preset of `NegativePolicy`; a semivariogram of the features themselves then tells hard
+            negatives from false ones.
+        strengths: the preset's arguments.
+        variogram: JSON file of the semivariogram of features, for policies that read it.
+
+    Raises:
+        ValueError: numbers out of range, an unknown policy or backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "convnext_base.fb_in22k_ft_in1k_384",
+        pretrained: bool = True,
+        label_smoothing: float = 0.1,
+        learning_rate: float = 1e-3,
+        warm_up_epochs: float = 1.0,
+        similarity_every: int = 4,
+        policy: str = "none",
+        strengths: dict[str, float] | None = None,
+        variogram: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="pretrained")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate: wanted a number above 0, got {learning_rate}")
+        if not 0 <= warm_up_epochs < math.inf:
+            raise ValueError(f"warm_up_epochs: wanted at least 0, got {warm_up_epochs}")
+        if similarity_every < 0:
+            raise ValueError(f"similarity_every: wanted at least 0, got {similarity_every}")
+        preset = getattr(NegativePolicy, policy, None) if policy.isidentifier() else None
+        if preset is None or not isinstance(vars(NegativePolicy).get(policy), classmethod):
+            raise ValueError(f"policy: wanted a preset of NegativePolicy, got {policy!r}")
+        self.policy: NegativePolicy = preset(**(strengths or {}))
+        self.variogram = None if variogram is None else VariogramModel.load(variogram)
+        if self.policy.reads_dissimilarity and self.variogram is None:
+            raise ValueError(
+                f"variogram: policy {policy!r} reads the semivariogram; wanted its file, got None"
+            )
+        self.encoder = CrossViewEncoder(backbone, pretrained=pretrained)
+        self._held_out: list[list[torch.Tensor]] = [[], []]
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Loss of {"query", "reference" (n, 3, H, W), "query_row", "reference_row" (n,)}."""
+        x, y = self.encoder(batch["query"]), self.encoder(batch["reference"])
+        latlon = self._data.train_views.reference_latlon
+        places = None
+        if self.policy.reads_positions:
+            if latlon is None:
+                raise ValueError(f"policy: {self.policy.kind!r} reads places, and the data set has none")
+            places = torch.from_numpy(latlon[batch["reference_row"].cpu().numpy()]).to(x.device)
+        scale = self.encoder.logit_scale.exp()
+        loss = semivariogram_info_nce(
+            x,
+            y,
+            places,
+            places,
+            scale,
+            variogram=self.variogram,
+            policy=self.policy,
+            dissimilarity="features" if self.policy.reads_dissimilarity else None,
+            exclude=self._semi_positives(batch),
+            label_smoothing=self.hparams["label_smoothing"],
+            symmetric=True,
+            group=torch.distributed.group.WORLD if self.trainer.world_size > 1 else None,
+        )
+        self.log_dict({"loss": loss.detach(), "logit_scale": scale.detach()}, prog_bar=True)
+        self._data.batches_done += 1
+        return loss
+
+    def _semi_positives(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """(n, K) columns of the (whole) batch that are a row's semi-positives, −1 padded."""
+        relation = self._data.train_views.semi_positives
+        if relation is None:
+            return None
+        semi = torch.from_numpy(relation[batch["query_row"].cpu().numpy()]).to(self.device)
+        columns = batch["reference_row"]
+        if self.trainer.world_size > 1:  # the gallery of the loss is that of all ranks, in their order
+            columns = self.all_gather(columns).flatten()  # type: ignore[union-attr]
+        same = (semi[:, :, None] == columns) & (semi >= 0)[:, :, None]
+        return torch.where(same.any(dim=2), same.long().argmax(dim=2), -1)
+
+    def on_train_epoch_start(self) -> None:
+        """Log what the epoch's batches cover."""
+        cover = self._data.sampler.coverage(self._data.pair_latlon)
+        values = {f"sampler/{name}": float(value) for name, value in cover._asdict().items()}
+        self.log_dict({name: value for name, value in values.items() if not math.isnan(value)})
+
+    def on_train_epoch_end(self) -> None:
+        """Every `similarity_every` epochs: a place's neighbours become those that look like it by now."""
+        every = self.hparams["similarity_every"]
+        if every and (self.current_epoch + 1) % every == 0:
+            self._replace_neighbours()
+        # here, before the next epoch's first batch is fetched and the epoch's checkpoint is written
+        self._data.begin_epoch(self.current_epoch + 1)
+
+    def _replace_neighbours(self) -> None:
+        x, y = (self._embed(loader) for loader in self._data.plain_loaders(self._data.train_views))
+        # a place's queries, where it has several, count together
+        places = torch.from_numpy(self._data.pairs).to(x.device)
+        queries = torch.zeros_like(y).index_add_(0, places, x)
+        self._data.sampler.set_neighbours(
+            similarity_neighbours(queries, self._data.hparams["neighbours"], references=y)
+        )
+
+    def validation_step(self, images: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep the features of the held-out queries (loader 0) and references (loader 1)."""
+        self._held_out[dataloader_idx].append(normalize(self.encoder(images).float(), dim=1))
+
+    def on_validation_epoch_end(self) -> None:
+        """Rank the held-out references for every held-out query, and log the metrics."""
+        x, y = (torch.cat(features) for features in self._held_out)
+        self._held_out = [[], []]
+        views: CrossViews = self._data.held_out
+        if self.trainer.sanity_checking or (len(x), len(y)) != (
+            len(views.query_files),
+            len(views.reference_files),
+        ):
+            return  # a part of the images only
+        self.log_dict({f"val/{name}": value for name, value in rank_views(views, x, y).items()})
+
+    @torch.no_grad()
+    def _embed(self, loader: DataLoader[Any]) -> torch.Tensor:
+        training = self.encoder.training
+        self.encoder.eval()
+        precision = self.trainer.precision_plugin.forward_context
+        with precision():
+            features = [self.encoder(images.to(self.device)).float() for images in loader]
+        self.encoder.train(training)
+        return normalize(torch.cat(features), dim=1)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; the learning rate rises linearly, then falls to 0 on half a cosine."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"])
+        steps = int(self.trainer.estimated_stepping_batches)
+        epoch_steps = max(1, len(self._data.sampler) // self.trainer.accumulate_grad_batches)
+        warm_up = self.hparams["warm_up_epochs"] * epoch_steps
+
+        def share(step: int) -> float:
+            if step < warm_up:
+                return float(step / warm_up)
+            progress = min(1.0, (step - warm_up) / max(1.0, steps - warm_up))
+            return 0.5 * (1 + math.cos(math.pi * progress))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rank_views(views: CrossViews, queries: torch.Tensor, references: torch.Tensor) -> dict[str, float]:
+    """`retrieval_metrics` of a split's features."""
+    device = queries.device
+    labels = [torch.from_numpy(np.asarray(labels)) for labels in (views.query_labels, views.reference_labels)]
+    semi = None if views.semi_positives is None else torch.from_numpy(views.semi_positives)
+    return retrieval_metrics(
+        queries,
+        references,
+        labels[0].to(device),
+        labels[1].to(device),
+        semi_positives=None if semi is None else semi.to(device),
+    )
