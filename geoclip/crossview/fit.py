@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
+from geoclip.checkpoint import AtomicCheckpointIO
 from geoclip.crossview.data import CrossViewData
 from geoclip.crossview.training import CrossViewTraining
-from geoclip.training import AtomicCheckpointIO
 
 CHECKPOINT = "last.ckpt"
 _RECIPES = Path(__file__).parents[1] / "configs"
