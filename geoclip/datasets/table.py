@@ -89,7 +89,10 @@ def read_columns(
                 table = parquet.read(list(wanted.values()))
         else:
             raise ValueError(f"{file} is neither a .csv or .parquet file nor a folder")
-        return {name: _column(table[wanted[name]], _type(name)) for name in wanted}
+        columns = {name: table[wanted[name]] for name in wanted}
+        del table
+        # one after the other, so that what was read of a column is gone before the next is put together
+        return {name: _column(columns.pop(name), _type(name)) for name in wanted}
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
 

@@ -209,3 +209,8 @@ def test_columns_are_read_without_a_loop_over_rows(tmp_path):
     assert time.perf_counter() - start < 1.5
     np.testing.assert_array_equal(photos.latlon[:, 0], columns["latitude"])
     assert photos.ids[-1].as_py() == str(rows - 1)
+
+
+def test_ids_that_are_one_number_but_two_texts(tmp_path):
+    file = table(tmp_path, HEAD + "7,a.jpg,1,2\n007,b.jpg,1,2\n")
+    assert read_photos(file).ids.to_pylist() == ["7", "007"]
