@@ -29,7 +29,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp"]
+SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/amx_product.cpp"]
 KERNELS = ["csrc/cpu/tile_kernels.cpp", "csrc/cpu/binned_kernels.cpp"]  # compiled once per instruction set
 X86_LEVELS = {
     "baseline": [],

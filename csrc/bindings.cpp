@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/amx_product.h"
 #include "cpu/tile_kernels.h"
 #include "loss_arguments.h"
 
@@ -154,6 +155,41 @@ class Binning {
     BinnedSums out_;
 };
 
+Element checked_element(const std::string& name) {
+    if (name == "float32") return Element::float32;
+    if (name == "bfloat16") return Element::bfloat16;
+    if (name == "float16") return Element::float16;
+    throw py::value_error("element: wanted float32, bfloat16 or float16, got '" + name + "'");
+}
+
+// `AmxProduct` of addresses, which are borrowed during the call only.
+class Product {
+  public:
+    Product(Index length, const std::string& columns, int threads)
+        : product_(length, checked_element(columns), threads), columns_(checked_element(columns)) {
+        if (const char* reason = amx_unavailable()) throw py::value_error(std::string("AMX: ") + reason);
+    }
+
+    using RowAddresses = std::tuple<Address, Index, Address, Index>;  // data, stride, index, count
+
+    void take_rows(const RowAddresses& rows, const std::string& element, Address scale) {
+        product_.take_rows(make_rows(rows, checked_element(element)), at<const float>(scale));
+    }
+
+    void multiply(Index first, Index count, const RowAddresses& columns, Address out, Index out_stride) {
+        product_.multiply(first, count, make_rows(columns, columns_), at<float>(out), out_stride);
+    }
+
+  private:
+    static Rows make_rows(const RowAddresses& rows, Element element) {
+        const auto [data, stride, index, count] = rows;
+        return {at<const void>(data), stride, at<const Index>(index), count, element};
+    }
+
+    AmxProduct product_;
+    Element columns_;
+};
+
 void haversine(Address p, Index rows, Address q, Index columns, Address out, Index stride, int threads) {
     const Coordinates gallery(at<const float>(q), columns);
     choose_kernels().haversine(at<const float>(p), rows, gallery.axes(), columns, {at<float>(out), stride}, threads);
@@ -200,6 +236,15 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly_static("units", [](const py::object&) {
             return std::vector<double>{1.0, semivario::H_UNITS, semivario::D_UNITS, semivario::D2_UNITS};
         });
+
+    using semivario::Product;
+    py::class_<Product>(m, "AmxProduct", "Products of a row block with columns, on AMX tiles.")
+        .def(py::init<std::int64_t, const std::string&, int>(), py::kw_only(), py::arg("length"), py::arg("columns"),
+             py::arg("threads"))
+        .def("take_rows", &Product::take_rows, release())
+        .def("multiply", &Product::multiply, release());
+    m.def("instruction_set", [] { return semivario::choose_kernels().name; }, "The best one, or SEMIVARIO_ISA.");
+    m.def("amx_unavailable", [] { return semivario::amx_unavailable(); }, "Why AMX cannot be used, or None.");
 
     m.def("haversine", &semivario::haversine, release(), "Great-circle distances in km, (rows, columns).");
     m.def("pair_distances", &semivario::pair_distances, release(),

@@ -28,6 +28,7 @@ SEMIVARIO_HD std::int32_t cell_of(const BinTable& table, float h) {
 SEMIVARIO_HD std::int32_t settled_bin(const BinTable& table, std::int32_t bin, double squared_chord) {
     if (bin >= NEAR_EDGE) {
         bin -= NEAR_EDGE;
+        bin += squared_chord >= table.edges[bin] ? 1 : 0;  // nearly always all, and no branch
         while (squared_chord >= table.edges[bin]) ++bin;
     }
     return bin;

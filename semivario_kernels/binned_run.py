@@ -182,7 +182,7 @@ class BinnedRun:
 
     def _finish(self, state: RunState, walk: Walk, fraction: float) -> None:
         """Add a stratum's sums to the total and move to the next."""
-        walk.release()
+        walk.binning.products.release()
         first, last = self.strata[state.stratum]
         found = walk.binning.totals()
         state.total.sums[:, :, first + 1 : last + 1] = found.sums[:, :, 1:-1]

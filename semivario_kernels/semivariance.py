@@ -116,7 +116,8 @@ def binned_semivariance(
         histogram_cells=affordable_cells(len(edges) - 1) if estimator == "dowd" else 0,
     )
     chosen = backends.load(backend, v)
-    run = BinnedRun(places, edges, request, partial(chosen.binning, v), sample)
+    make_binning = partial(chosen.binning, [side_embeddings for _, side_embeddings, _ in sides])
+    run = BinnedRun(places, edges, request, make_binning, sample)
     fingerprint = ""
     if checkpoint is not None:
         fingerprint = _fingerprint(chosen.__name__, estimator, sample, edges, v, p, u, q)

@@ -18,6 +18,10 @@
 #include "../geometry.h"
 #include "isa.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace semivario {
 namespace {
 
@@ -109,12 +113,11 @@ std::int32_t bin_of(const BinTable& table, double near) {
     return settled_bin(table, table.cells[cell_of(table, h)], near);
 }
 
-#if defined(__GNUC__)
-using Four = std::uint32_t __attribute__((vector_size(16)));
-using FourLong = std::int64_t __attribute__((vector_size(32), aligned(8)));
-
+#if defined(__AVX2__)
 void add_values(std::int64_t* sums, const std::uint32_t* values) {
-    *reinterpret_cast<FourLong*>(sums) += __builtin_convertvector(*reinterpret_cast<const Four*>(values), FourLong);
+    __m256i* const own = reinterpret_cast<__m256i*>(sums);
+    const __m256i wide = _mm256_cvtepu32_epi64(_mm_load_si128(reinterpret_cast<const __m128i*>(values)));
+    _mm256_storeu_si256(own, _mm256_add_epi64(_mm256_loadu_si256(own), wide));
 }
 #else
 void add_values(std::int64_t* sums, const std::uint32_t* values) {
@@ -129,7 +132,18 @@ void bin_stage(const BinTable& bin_table, int n, Chunk& chunk) {
     for (int j = 0; j < n; ++j) {
         chunk.bin[j] = cell_of(table, static_cast<float>(static_cast<std::int32_t>(chunk.h[j])) * (1 / H_UNITS));
     }
-    for (int j = 0; j < n; ++j) chunk.bin[j] = settled_bin(table, table.cells[chunk.bin[j]], chunk.near[j]);
+    // first a list of the pairs near an edge, without a branch that could be foretold wrongly
+    int near_edge[CHUNK], count = 0;
+    for (int j = 0; j < n; ++j) {
+        const std::int32_t bin = table.cells[chunk.bin[j]];
+        chunk.bin[j] = bin;
+        near_edge[count] = j;
+        count += bin >= NEAR_EDGE ? 1 : 0;
+    }
+    for (int k = 0; k < count; ++k) {
+        const int j = near_edge[k];
+        chunk.bin[j] = settled_bin(table, chunk.bin[j], chunk.near[j]);
+    }
 }
 
 void sum_stage(int n, Chunk& chunk, std::int64_t* sums) {

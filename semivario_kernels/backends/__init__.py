@@ -8,7 +8,8 @@ from types import ModuleType
 
 import torch
 
-# fastest first; each module has the operators and `unavailable(device) -> reason or None`
+# fastest first; each module has the operators and `unavailable(device) -> reason or None`, and may have
+# `detail(device)`, which says how it runs
 BACKENDS = ("triton", "native", "tiled", "reference")
 
 
@@ -61,7 +62,9 @@ def explain_backend(tensor: torch.Tensor) -> str:
     """Say which backend runs for `tensor`, and why not the others, one line each."""
     chosen = choose(None, tensor)
     forced = " (SEMIVARIO_BACKEND)" if os.environ.get("SEMIVARIO_BACKEND") else ""
-    lines = [f"{chosen}: runs on {tensor.device}{forced}"]
+    detail = getattr(_module(chosen), "detail", None)
+    how = "" if detail is None else f", {detail(tensor.device)}"
+    lines = [f"{chosen}: runs on {tensor.device}{forced}{how}"]
     for name in BACKENDS:
         if name != chosen:
             reason = _module(name).unavailable(tensor.device) or f"available; {chosen} comes first"

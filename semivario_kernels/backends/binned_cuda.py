@@ -6,7 +6,7 @@ import torch
 
 from semivario_kernels.backends import cuda_epilogue
 from semivario_kernels.backends.bin_table import make_bin_table
-from semivario_kernels.backends.binned_torch import TorchProducts
+from semivario_kernels.backends.binned_products import BlockProducts, TorchProducts
 from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.native_epilogue import address, matrix
 from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
@@ -14,16 +14,16 @@ from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
 Tensor = torch.Tensor
 
 
-class CudaBinning(TorchProducts):
+class CudaBinning:
     """`binned_walk.PairBinning` in CUDA C++: float32 products, sums of whole units, equal in every run."""
 
-    dtype = torch.float32
     row_blocks: tuple[int, ...] = (512, 1024, 2048, 4096)
     column_batch = 16384
 
     def __init__(self, request: BinnedRequest, device: torch.device) -> None:
         extension = cuda_epilogue.native_cuda()
         self._device = device
+        self.products: BlockProducts = TorchProducts(torch.float32)
         self._units = {
             "sums": torch.tensor(extension.Binning.units, dtype=torch.float64),
             "quarter_sums": torch.tensor(extension.Binning.quarter_units, dtype=torch.float64),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from semivario_kernels.backends.bin_table import make_bin_table
-from semivario_kernels.backends.binned_torch import TorchProducts
+from semivario_kernels.backends.binned_products import BlockProducts
 from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.native_epilogue import native_extension
 from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
@@ -13,14 +13,14 @@ from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
 Tensor = torch.Tensor
 
 
-class NativeBinning(TorchProducts):
+class NativeBinning:
     """`binned_walk.PairBinning` in C++: float32 products, sums of whole units, a copy for each thread."""
 
-    dtype = torch.float32
     row_blocks: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     column_batch = 1024
 
-    def __init__(self, request: BinnedRequest) -> None:
+    def __init__(self, request: BinnedRequest, products: BlockProducts) -> None:
+        self.products = products
         extension = native_extension()
         threads = torch.get_num_threads()
         self._units = torch.tensor(extension.Binning.units, dtype=torch.float64)

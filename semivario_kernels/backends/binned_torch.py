@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from semivario_kernels.backends.binned_walk import Buffer, Side
+from semivario_kernels.backends.binned_products import BlockProducts, TorchProducts
+from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.binned_sums import BIN_SUMS, BinnedRequest, BinnedSums
 from semivario_kernels.geometry import EARTH_RADIUS_KM
 
@@ -13,29 +14,7 @@ Tensor = torch.Tensor
 DUPLICATE_SQUARED_CHORD = 1e-28  # 64 nm: above the rounding of float64 unit vectors, below any real distance
 
 
-def gathered_rows(embeddings: Tensor, index: Tensor, buffer: Buffer, dtype: torch.dtype) -> Tensor:
-    """Rows `index` of the embeddings in `dtype`, in the buffer."""
-    rows = buffer.take(len(index), embeddings.shape[1], dtype, embeddings.device)
-    if embeddings.dtype == dtype:
-        return torch.index_select(embeddings, 0, index, out=rows)
-    return rows.copy_(embeddings[index])
-
-
-class TorchProducts:
-    """The products of a `binned_walk.PairBinning`, by torch in `dtype`."""
-
-    dtype: torch.dtype
-
-    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
-        """Rows of the embeddings, cast to the products' dtype."""
-        return gathered_rows(embeddings, index, buffer, self.dtype)
-
-    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
-        """Dot products of the two sides."""
-        return torch.mm(rows, columns.T, out=buffer.take(len(rows), len(columns), self.dtype, rows.device))
-
-
-class TorchBinning(TorchProducts):
+class TorchBinning:
     """`binned_walk.PairBinning` in torch: products in `dtype`, all sums in float64."""
 
     row_blocks: tuple[int, ...] = (128, 256, 512, 1024)
@@ -43,7 +22,8 @@ class TorchBinning(TorchProducts):
 
     def __init__(self, request: BinnedRequest, dtype: torch.dtype, device: torch.device) -> None:
         self._totals = BinnedSums.empty(request, device)
-        self._request, self.dtype = request, dtype
+        self._request = request
+        self.products: BlockProducts = TorchProducts(dtype)
         self._edges = request.chord_edges.to(device)
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:

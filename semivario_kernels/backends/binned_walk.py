@@ -2,7 +2,7 @@
 
 Places are sorted once along a space-filling curve. A row block meets the columns that may lie within reach:
 
-    dot = v_rows·u_columnsᵀ             vendor's BLAS into a reused buffer
+    dot = v_rows·u_columnsᵀ             into a reused buffer (`binned_products.py`)
     binning.add(rows, columns, dot)     distance → bin → (count, Σh, Σd, Σd²), one pass
 
 Of one set of places the upper triangle is walked, each pair once. With a last edge below half a turn, tiles
@@ -23,6 +23,7 @@ from typing import Protocol
 
 import torch
 
+from semivario_kernels.backends.binned_products import BlockProducts
 from semivario_kernels.binned_sums import BinnedSums
 
 Tensor = torch.Tensor
@@ -31,20 +32,6 @@ TILE = 64  # sorted places under one bounding cap
 DIAGONAL_ROWS = 256  # of a row block against itself, so that little of the lower triangle is multiplied
 GATHERED_ROWS = 100  # gathering a column costs about as much as multiplying it with so many rows
 ANGLE_SLACK = 1e-7  # radians; above the rounding of the caps
-
-
-class Buffer:
-    """Memory that is used again, and grows where it must."""
-
-    def __init__(self) -> None:
-        self._memory: Tensor | None = None
-
-    def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised (rows, columns) matrix; the one taken before is void."""
-        size = rows * columns
-        if self._memory is None or self._memory.numel() < size:
-            self._memory = torch.empty(size, dtype=dtype, device=device)
-        return self._memory[:size].view(rows, columns)
 
 
 @dataclass
@@ -68,22 +55,18 @@ class PairBinning(Protocol):
     Attributes:
         row_blocks: numbers of rows a block may have, rising multiples of TILE; the cheapest is taken.
         column_batch: how many columns meet a row block at once.
+        products: makes the tiles, in float32 or float64.
     """
 
     row_blocks: tuple[int, ...]
     column_batch: int
+    products: BlockProducts
 
     def totals(self) -> BinnedSums:
         """The sums so far, in one copy on the CPU."""
 
     def start_from(self, totals: BinnedSums) -> None:
         """Go on from the sums of an earlier run."""
-
-    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
-        """Rows `index` of the embeddings, as the products want them."""
-
-    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
-        """Σ_e rows_ie·columns_je, in float32 or float64."""
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
         """Bin the pairs of a tile; with `diagonal` only columns j > i count."""
@@ -168,7 +151,6 @@ class Walk:
         self.binning = binning
         self._reach = 2 * math.asin(min(math.sqrt(reach) / 2, 1.0)) if reach < 4 else math.pi
         self.block_rows, self.pairs = self._best_blocks()
-        self._row_buffer, self._column_buffer, self._dot_buffer = Buffer(), Buffer(), Buffer()
 
     @property
     def starts(self) -> range:
@@ -178,25 +160,17 @@ class Walk:
     def run_block(self, number: int) -> None:
         """Multiply and bin a row block with everything it meets."""
         binning, start = self.binning, self.starts[number]
-        stop = min(start + self.block_rows, len(self.rows))
-        own = binning.gathered(self.rows.embeddings, self.rows.index[start:stop], self._row_buffer)
+        products, stop = binning.products, min(start + self.block_rows, len(self.rows))
+        products.take_rows(self.rows.embeddings, self.rows.index[start:stop])
         if self.triangle:
             for first in range(start, stop, DIAGONAL_ROWS):
                 last = min(first + DIAGONAL_ROWS, stop)
-                dot = binning.product(
-                    own[first - start : last - start], own[first - start :], self._dot_buffer
-                )
+                dot = products.with_own(first - start, last - start)
                 binning.add(self.rows.side(slice(first, last)), self.rows.side(slice(first, stop)), dot, True)
         side = self.rows.side(slice(start, stop))
         for where in self._column_batches(start):
-            index = self.columns.index[where]
-            other = binning.gathered(self.columns.embeddings, index, self._column_buffer)
-            dot = binning.product(own, other, self._dot_buffer)
+            dot = products.with_columns(self.columns.embeddings, self.columns.index[where])
             binning.add(side, self.columns.side(where), dot, False)
-
-    def release(self) -> None:
-        """Give back the buffers."""
-        self._row_buffer, self._column_buffer, self._dot_buffer = Buffer(), Buffer(), Buffer()
 
     def _candidates(self, start: int, block_rows: int) -> Tensor:
         """The column tiles that a row block meets beside its own: those within reach of one of its tiles."""

@@ -5,18 +5,21 @@ float64 inputs go through torch's arithmetic: the compiled one is float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from semivario_kernels.backends import cuda_epilogue, native_epilogue, tiled_matrices
+from semivario_kernels.backends import amx_product, cuda_epilogue, native_epilogue, tiled_matrices
+from semivario_kernels.backends.amx_product import AmxProduct
 from semivario_kernels.backends.binned_cuda import CudaBinning
 from semivario_kernels.backends.binned_native import NativeBinning
+from semivario_kernels.backends.binned_products import AmxProducts, TorchProducts
 from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.backends.cuda_epilogue import CudaEpilogue
 from semivario_kernels.backends.cuda_ranking import topk_gallery
 from semivario_kernels.backends.native_epilogue import NativeEpilogue
-from semivario_kernels.backends.tile_driver import Epilogue, Prepared, TileDriver
+from semivario_kernels.backends.tile_driver import Epilogue, FastProducts, Prepared, TileDriver
 from semivario_kernels.backends.tiled_matrices import cosine_dissimilarity
 from semivario_kernels.backends.torch_epilogue import TorchEpilogue
 from semivario_kernels.dissimilarity import arithmetic_dtype
@@ -47,6 +50,12 @@ def unavailable(device: torch.device) -> str | None:
     return reason
 
 
+def detail(device: torch.device) -> str:
+    """Say who makes the products of embeddings."""
+    reason = "on CUDA" if device.type == "cuda" else amx_product.unavailable_reason()
+    return "products on AMX tiles" if reason is None else f"products by torch: {reason}"
+
+
 def _epilogue(prepared: Prepared) -> Epilogue:
     if prepared.dtype != torch.float32:
         return TorchEpilogue(prepared)
@@ -63,13 +72,30 @@ def pairwise_haversine(p: torch.Tensor, q: torch.Tensor, dtype: torch.dtype) -> 
     return out
 
 
-def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
-    """What bins the pairs of a semivariogram."""
-    if arithmetic_dtype(embeddings) != torch.float32:
-        return TorchBinning(request, arithmetic_dtype(embeddings), embeddings.device)
-    return CudaBinning(request, embeddings.device) if embeddings.is_cuda else NativeBinning(request)
+def binning(embeddings: Sequence[torch.Tensor], request: BinnedRequest) -> PairBinning:
+    """What bins the pairs of a semivariogram of one or two sets."""
+    rows, columns = embeddings[0], embeddings[-1]
+    if arithmetic_dtype(rows) != torch.float32:
+        return TorchBinning(request, arithmetic_dtype(rows), rows.device)
+    if rows.is_cuda:
+        return CudaBinning(request, rows.device)
+    products = AmxProducts(columns) if amx_product.takes(rows, columns) else TorchProducts(torch.float32)
+    return NativeBinning(request, products)
+
+
+def _fast_products(prepared: Prepared) -> FastProducts:
+    """AMX products of what is constant for the gradient, and of features in less than float32."""
+    found, problem = FastProducts(), prepared.problem
+    if prepared.dtype != torch.float32:
+        return found
+    if problem.v is not None and problem.u is not None and amx_product.takes(problem.v, problem.u):
+        found.dissimilarity = AmxProduct(problem.u)
+    exact = problem.x.dtype == torch.float32 and not amx_product.allows_less_than_float32()
+    if not exact and amx_product.takes(problem.x, problem.y):
+        found.similarity = AmxProduct(problem.y)
+    return found
 
 
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:
     """The walk over the tiles of one loss."""
-    return TileDriver(problem, _epilogue, workspace_mb)
+    return TileDriver(problem, _epilogue, workspace_mb, _fast_products)

@@ -5,6 +5,7 @@ It is the measure of all other backends and is written to be read; memory is O(N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,9 +53,9 @@ def topk_gallery(x: torch.Tensor, y: torch.Tensor, k: int) -> tuple[torch.Tensor
     return values[:, :k].contiguous(), indices[:, :k].contiguous()
 
 
-def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
-    """What bins the pairs of a semivariogram."""
-    return TorchBinning(request, torch.float64, embeddings.device)
+def binning(embeddings: Sequence[torch.Tensor], request: BinnedRequest) -> PairBinning:
+    """What bins the pairs of a semivariogram of one or two sets."""
+    return TorchBinning(request, torch.float64, embeddings[0].device)
 
 
 def info_nce(problem: InfoNCEProblem) -> torch.Tensor:

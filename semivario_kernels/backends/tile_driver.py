@@ -2,7 +2,7 @@
 
 A row block of x̂ (r rows) meets the gallery in column tiles (c columns):
 
-    dot = x̂·yᵀ, vu = v̂·uᵀ          vendor's BLAS into reused buffers
+    dot = x̂·yᵀ, vu = v̂·uᵀ          vendor's BLAS into reused buffers, or a backend's own products
     l   = epilogue.forward(dot, vu)    distance → γ → policy → logits, online row sums, in place
     A   = epilogue.gradient(l)         ∂loss/∂cos over |y_j|, in place
     Σ_j A_ij·y_j,  Σ_i A_ij·x̂_i       vendor's BLAS again
@@ -100,6 +100,24 @@ class Epilogue(Protocol):
         """Write A into `out`: the logits' own buffer, or one of the features' shorter dtype."""
 
 
+class RowProduct(Protocol):
+    """Products of a row block with columns, rows of two matrices, in the arithmetic's dtype."""
+
+    def take_rows(self, rows: Tensor, index: Tensor | None = None, scale: Tensor | None = None) -> None:
+        """Load rows (r, E) times their `scale` (r,)."""
+
+    def multiply(self, rows: slice, columns: Tensor, out: Tensor) -> Tensor:
+        """Write the products of some loaded rows and of columns (c, E) into `out`."""
+
+
+@dataclass
+class FastProducts:
+    """What a backend multiplies faster than torch: x̂·yᵀ and v̂·uᵀ; None leaves a product to torch."""
+
+    similarity: RowProduct | None = None
+    dissimilarity: RowProduct | None = None
+
+
 class Prepared:
     """The O(N+M) vectors of a problem, in the arithmetic's dtype."""
 
@@ -181,6 +199,7 @@ class TileDriver:
         problem: the checked arguments.
         make_epilogue: makes the arithmetic from the prepared vectors.
         workspace_mb: bound on the logits' buffers; 64 on the CPU and 1,024 on a GPU when left out.
+        make_products: makes the products that are not left to torch.
     """
 
     def __init__(
@@ -188,9 +207,11 @@ class TileDriver:
         problem: InfoNCEProblem,
         make_epilogue: Callable[[Prepared], Epilogue],
         workspace_mb: int | None,
+        make_products: Callable[[Prepared], FastProducts] | None = None,
     ) -> None:
         self.problem = problem
         self.prepared = Prepared(problem)
+        self.products = FastProducts() if make_products is None else make_products(self.prepared)
         self.live = self._live()
         self.epilogue = make_epilogue(self.prepared)
         self.block_rows, self.strip_rows, self.tile = self._sizes(workspace_mb)
@@ -212,6 +233,8 @@ class TileDriver:
         dtype = product_dtype(problem.x)
         long, short = (t.itemsize for t in (prepared.dtype, dtype))
         per_row = problem.x.shape[1] * (long + short)  # gx and x̂
+        if self.products.similarity is not None:
+            per_row += problem.x.shape[1] * long  # x̂ once more, its own way
         per_pair = 0 if dtype == prepared.dtype else short  # A of a tile, if not in the logits' place
         fixed = problem.x.shape[1] * short
         if problem.v is not None:
@@ -428,8 +451,9 @@ class Blocks:
         if problem.v is not None and self.u is not None:
             of_v = product_dtype(problem.v)
             self._vu = buffer(rows, tile, of_v)
-            self._unit_v = buffer(rows, problem.v.shape[1], of_v)
-            self._u_tile = None if _multiplies(self.u, of_v) else buffer(tile, self.u.shape[1], of_v)
+            if driver.products.dissimilarity is None:
+                self._unit_v = buffer(rows, problem.v.shape[1], of_v)
+                self._u_tile = None if _multiplies(self.u, of_v) else buffer(tile, self.u.shape[1], of_v)
         self.rows = slice(0, 0)
 
     @property
@@ -444,11 +468,19 @@ class Blocks:
 
     def take_rows(self, rows: slice) -> Tensor:
         """Load x̂ and v̂ of a row block; return x̂."""
-        problem, prepared = self.driver.problem, self.driver.prepared
+        problem, prepared, products = self.driver.problem, self.driver.prepared, self.driver.products
         self.rows, size = rows, rows.stop - rows.start
-        unit_x = _scaled_rows(problem.x.detach()[rows], prepared.inverse_x, rows, self._unit_x[:size])
-        if self._unit_v is not None and problem.v is not None:
-            _scaled_rows(problem.v[rows], prepared.inverse_v, rows, self._unit_v[:size])
+        x = problem.x.detach()[rows]
+        unit_x = _scaled_rows(x, prepared.inverse_x, rows, self._unit_x[:size])
+        if products.similarity is not None:
+            products.similarity.take_rows(
+                x, scale=None if prepared.inverse_x is None else prepared.inverse_x[rows]
+            )
+        if problem.v is not None and prepared.inverse_v is not None:
+            if products.dissimilarity is not None:
+                products.dissimilarity.take_rows(problem.v[rows], scale=prepared.inverse_v[rows])
+            elif self._unit_v is not None:
+                _scaled_rows(problem.v[rows], prepared.inverse_v, rows, self._unit_v[:size])
         return unit_x
 
     def a_tile(self, logits: Tensor) -> Tensor:
@@ -469,11 +501,18 @@ class Blocks:
         """Compute the logits of a column tile; returns them and a or f."""
         rows, size = self.rows, self.rows.stop - self.rows.start
         dot, extra = self.tile(columns)
-        _product(self._unit_x[:size], self.y_tile(columns).T, dot)
+        products, all_rows = self.driver.products, slice(0, size)
+        if products.similarity is not None:
+            products.similarity.multiply(all_rows, self.y[columns], dot)
+        else:
+            _product(self._unit_x[:size], self.y_tile(columns).T, dot)
         vu = None
-        if self.u is not None and self._vu is not None and self._unit_v is not None:
+        if self.u is not None and self._vu is not None:
             vu = self._vu[:size, : columns.stop - columns.start]
-            torch.mm(self._unit_v[:size], _ready(self.u, self._u_tile, columns).T, out=vu)
+            if products.dissimilarity is not None:
+                products.dissimilarity.multiply(all_rows, self.u[columns], vu)
+            elif self._unit_v is not None:
+                torch.mm(self._unit_v[:size], _ready(self.u, self._u_tile, columns).T, out=vu)
         exclude = self.driver.problem.exclude
         if exclude is not None:
             block = exclude[rows]

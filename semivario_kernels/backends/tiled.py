@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,9 +33,9 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
-    """What bins the pairs of a semivariogram."""
-    return TorchBinning(request, arithmetic_dtype(embeddings), embeddings.device)
+def binning(embeddings: Sequence[torch.Tensor], request: BinnedRequest) -> PairBinning:
+    """What bins the pairs of a semivariogram of one or two sets."""
+    return TorchBinning(request, arithmetic_dtype(embeddings[0]), embeddings[0].device)
 
 
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:

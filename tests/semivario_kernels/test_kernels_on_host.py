@@ -244,7 +244,7 @@ EDGES = {
 
 
 def bin_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "binning", lambda v, request: CudaBinning(request, v.device))
+    monkeypatch.setattr(native, "binning", lambda sets, request: CudaBinning(request, sets[0].device))
 
 
 @pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES.keys())

@@ -49,7 +49,7 @@ def test_a_tile_equals_float64_sums(diagonal, robust):
     rows, columns = side(rows_latlon, v, 3), side(columns_latlon, u, 3)
     dot = torch.full((len(v), len(u) + 4), torch.nan, device=DEVICE)[:, : len(u)]
     dot.copy_(v @ u.T)
-    ours = binned.TritonBinning(request, torch.device(DEVICE))
+    ours = binned.TritonBinning(request, torch.float32, torch.device(DEVICE))
     theirs = TorchBinning(request, torch.float64, torch.device(DEVICE))
     for _ in range(2):
         ours.add(rows, columns, dot, diagonal)
@@ -71,14 +71,14 @@ def test_whole_units_are_flushed_before_they_overflow(monkeypatch):
     latlon, v = places(20, 1)
     one = side(latlon, v, 1)
     dot = v @ v.T
-    once, often = (binned.TritonBinning(request, torch.device(DEVICE)) for _ in range(2))
+    once, often = (binned.TritonBinning(request, torch.float32, torch.device(DEVICE)) for _ in range(2))
     for _ in range(3):
         once.add(one, one, dot, True)
     monkeypatch.setattr(binned, "MOST_PAIRS", dot.numel())
     for _ in range(3):
         often.add(one, one, dot, True)
     torch.testing.assert_close(often.totals().sums, once.totals().sums, rtol=1e-15, atol=0)
-    again = binned.TritonBinning(request, torch.device(DEVICE))
+    again = binned.TritonBinning(request, torch.float32, torch.device(DEVICE))
     again.start_from(once.totals())
     again.add(one, one, dot, True)
     torch.testing.assert_close(again.totals().sums, once.totals().sums * 4 / 3, rtol=1e-15, atol=0)

@@ -7,6 +7,7 @@ tests. float64 inputs go through torch's arithmetic: the kernels are float32.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,13 +71,14 @@ def topk_gallery(x: torch.Tensor, y: torch.Tensor, k: int) -> tuple[torch.Tensor
     return topk.topk_gallery(x, y, k)
 
 
-def binning(embeddings: torch.Tensor, request: BinnedRequest) -> PairBinning:
-    """What bins the pairs of a semivariogram."""
-    if embeddings.dtype == torch.float64:
-        return TorchBinning(request, torch.float64, embeddings.device)
+def binning(embeddings: Sequence[torch.Tensor], request: BinnedRequest) -> PairBinning:
+    """What bins the pairs of a semivariogram of one or two sets."""
+    dtype, device = embeddings[0].dtype, embeddings[0].device
+    if dtype == torch.float64:
+        return TorchBinning(request, torch.float64, device)
     from semivario_kernels.backends.triton.binned import TritonBinning
 
-    return TritonBinning(request, embeddings.device)
+    return TritonBinning(request, dtype, device)
 
 
 def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:

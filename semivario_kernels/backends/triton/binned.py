@@ -8,8 +8,8 @@ from itertools import product
 import torch
 import triton
 
-from semivario_kernels.backends.binned_torch import gathered_rows
-from semivario_kernels.backends.binned_walk import Buffer, Side
+from semivario_kernels.backends.binned_products import BlockProducts, TorchProducts
+from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.triton.binned_kernel import D_UNITS, KM_UNITS, bin_tile
 from semivario_kernels.backends.triton.products import product_into
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
@@ -28,14 +28,23 @@ def options_of(side: int) -> dict[str, int | bool]:
     return {"num_warps": 8 if side > ROBUST_SIDE else 4, "maxnreg": 255, "enable_fp_fusion": True}
 
 
+class TritonProducts(TorchProducts):
+    """Products in the embeddings' dtype, float32 results."""
+
+    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+        out = self._tile_buffer.take(len(rows), len(columns), torch.float32, rows.device)
+        return product_into(out, rows, columns)
+
+
 class TritonBinning:
-    """Products in the embeddings' dtype, float32 results, sums in whole units that are flushed to float64."""
+    """Sums in whole units that are flushed to float64."""
 
     row_blocks: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
     column_batch = 8192
 
-    def __init__(self, request: BinnedRequest, device: torch.device) -> None:
+    def __init__(self, request: BinnedRequest, dtype: torch.dtype, device: torch.device) -> None:
         self._request, self._device = request, device
+        self.products: BlockProducts = TritonProducts(dtype)
         self._edges = request.chord_edges.to(device)
         self._totals = BinnedSums.empty(request, device)
         self._pairs = 0  # in whole units
@@ -45,15 +54,6 @@ class TritonBinning:
         )
         quarters = self._totals.quarter_sums
         self._whole_quarters = None if quarters is None else torch.zeros_like(quarters, dtype=torch.int64)
-
-    def gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
-        """Rows of the embeddings as they are."""
-        return gathered_rows(embeddings, index, buffer, embeddings.dtype)
-
-    def product(self, rows: Tensor, columns: Tensor, buffer: Buffer) -> Tensor:
-        """Dot products of the two sides, float32."""
-        out = buffer.take(len(rows), len(columns), torch.float32, rows.device)
-        return product_into(out, rows, columns)
 
     def add(self, rows: Side, columns: Side, dot: Tensor, diagonal: bool) -> None:
         """Bin a tile of pairs."""

@@ -1,0 +1,113 @@
+"""The products a binned semivariance is made of: a row block of embeddings with columns, tile by tile."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from semivario_kernels.backends.amx_product import AmxProduct
+
+Tensor = torch.Tensor
+
+
+class BlockProducts(Protocol):
+    """Dot products of a row block with columns, gathered row by row; a tile is void when the next is made."""
+
+    def take_rows(self, embeddings: Tensor, index: Tensor) -> None:
+        """Load rows `index` of the embeddings."""
+
+    def with_own(self, first: int, last: int) -> Tensor:
+        """Multiply rows first … last − 1 of the block with its rows from `first` on."""
+
+    def with_columns(self, embeddings: Tensor, index: Tensor) -> Tensor:
+        """Multiply the block with rows `index` of other embeddings."""
+
+    def release(self) -> None:
+        """Give back the memory."""
+
+
+class Buffer:
+    """Memory that is used again, and grows where it must."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised (rows, columns) matrix; the one taken before is void."""
+        size = rows * columns
+        if self._memory is None or self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=dtype, device=device)
+        return self._memory[:size].view(rows, columns)
+
+
+class TorchProducts:
+    """`BlockProducts` by torch.mm.
+
+    Args:
+        dtype: to which the gathered rows are cast.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory."""
+        self._row_buffer, self._column_buffer, self._tile_buffer = Buffer(), Buffer(), Buffer()
+        self._rows = torch.empty(0)
+
+    def take_rows(self, embeddings: Tensor, index: Tensor) -> None:
+        """Load rows `index` of the embeddings."""
+        self._rows = self._gathered(embeddings, index, self._row_buffer)
+
+    def with_own(self, first: int, last: int) -> Tensor:
+        """Multiply rows first … last − 1 of the block with its rows from `first` on."""
+        return self._product(self._rows[first:last], self._rows[first:])
+
+    def with_columns(self, embeddings: Tensor, index: Tensor) -> Tensor:
+        """Multiply the block with rows `index` of other embeddings."""
+        return self._product(self._rows, self._gathered(embeddings, index, self._column_buffer))
+
+    def _gathered(self, embeddings: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
+        rows = buffer.take(len(index), embeddings.shape[1], self._dtype, embeddings.device)
+        if embeddings.dtype == self._dtype:
+            return torch.index_select(embeddings, 0, index, out=rows)
+        return rows.copy_(embeddings[index])
+
+    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+        out = self._tile_buffer.take(len(rows), len(columns), self._dtype, rows.device)
+        return torch.mm(rows, columns.T, out=out)
+
+
+class AmxProducts:
+    """`BlockProducts` by `AmxProduct`, in float32: embeddings are read where they lie, in their own dtype.
+
+    Args:
+        columns: embeddings of all columns to come.
+    """
+
+    def __init__(self, columns: Tensor) -> None:
+        self._columns = columns
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory."""
+        self._product, self._tile_buffer = AmxProduct(self._columns), Buffer()
+
+    def take_rows(self, embeddings: Tensor, index: Tensor) -> None:
+        """Load rows `index` of the embeddings."""
+        self._product.take_rows(embeddings, index)
+        self._index = index
+
+    def with_own(self, first: int, last: int) -> Tensor:
+        """Multiply rows first … last − 1 of the block with its rows from `first` on."""
+        return self._multiply(slice(first, last), self._columns, self._index[first:])
+
+    def with_columns(self, embeddings: Tensor, index: Tensor) -> Tensor:
+        """Multiply the block with rows `index` of other embeddings."""
+        return self._multiply(slice(0, len(self._index)), embeddings, index)
+
+    def _multiply(self, rows: slice, columns: Tensor, index: Tensor) -> Tensor:
+        out = self._tile_buffer.take(rows.stop - rows.start, len(index), torch.float32, columns.device)
+        return self._product.multiply(rows, columns, out, index)
