@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: time and memory of the loss and the semivariogram, as JSON and a Markdown table."""
+"""`python -m benchmarks`: time and memory of the operators, as JSON, Markdown tables and a plot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from benchmarks.semivariogram.memory import measure_peaks
 from benchmarks.semivariogram.table import markdown as semivariogram_markdown
 from benchmarks.table import markdown
 
-LOSS, SEMIVARIOGRAM = "loss", "semivariogram"
+LOSS, SEMIVARIOGRAM, SCALING, OPERATORS = "loss", "semivariogram", "scaling", "operators"
+ON_CPU_ONLY = (SCALING, OPERATORS)
 MEMORY, PEAK = "memory", "peak"
 
 
@@ -34,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; the exit status is 1 where one of our backends fails or is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "subject", nargs="?", choices=(LOSS, SEMIVARIOGRAM), help="what to measure (default: both)"
+        "subject",
+        nargs="?",
+        choices=(LOSS, SEMIVARIOGRAM, SCALING, OPERATORS),
+        help="what to measure (default: all)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
@@ -58,16 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--device: wanted cpu or cuda, got {options.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device: cuda was asked for, but torch sees no GPU")
-    subjects = [options.subject] if options.subject else [LOSS, SEMIVARIOGRAM]
+    subjects = [options.subject] if options.subject else [LOSS, SEMIVARIOGRAM, SCALING, OPERATORS]
+    if device.type == "cuda":
+        if options.subject in ON_CPU_ONLY:
+            parser.error(f"--device: {options.subject} runs on the CPU only")
+        subjects = [subject for subject in subjects if subject not in ON_CPU_ONLY]
     sizes: Sizes = "quick" if options.quick else "full" if options.full else "default"
 
     names = {
         LOSS: [*dict.fromkeys(case.name for case in time_cases(device, sizes)), MEMORY],
+        SCALING: [SCALING],
         SEMIVARIOGRAM: (
             [case.name for case in on_gpu.CASES]
             if device.type == "cuda"
             else [*(case.name for case in semivariogram.time_cases(sizes)), PEAK]
         ),
+        OPERATORS: [OPERATORS],
     }
     known = [name for subject in subjects for name in names[subject]]
     only = options.only or known
@@ -78,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [name for name in only if name in names[subject]]
         if not chosen:
             continue
-        measure = _measure_loss if subject == LOSS else _measure_semivariogram
+        measure, tables = _subject(subject, device)
         result = {
             "subject": subject,
             "date": datetime.date.today().isoformat(),
@@ -86,13 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": describe(device),
             **measure(chosen, device, sizes, options.seconds),
         }
-        tables = on_gpu.markdown if device.type == "cuda" else semivariogram_markdown
-        text = (markdown if subject == LOSS else tables)(result)
         # a partial run never writes over a whole one of the same day
-        stem = [SEMIVARIOGRAM] * (subject == SEMIVARIOGRAM)
+        stem = [subject] * (subject != LOSS)
         stem += [_slug(result["machine"]["processor"]) if device.type == "cuda" else "cpu", result["date"]]
         stem += [sizes] * (sizes != "default") + (chosen if options.only else [])
-        _write(options.out / "-".join(stem), result, text)
+        _write(options.out / "-".join(stem), result, tables(result))
         ours = [row for row in result["times"] if row["role"] == "ours"]
         broken += [row for row in ours if row["failure"] or row["right"] is False]
     for row in broken:
@@ -132,10 +140,32 @@ def _measure_semivariogram(only: list[str], device: torch.device, sizes: Sizes, 
     return {"times": times, "memory": memory}
 
 
+Measure = Callable[[list[str], torch.device, Sizes, float], dict[str, Any]]
+
+
+def _subject(subject: str, device: torch.device) -> tuple[Measure, Callable[[dict[str, Any]], str]]:
+    """What measures a subject, and what makes its table; a GPU machine lacks packages of the other two."""
+    if subject == LOSS:
+        return _measure_loss, markdown
+    if subject == SEMIVARIOGRAM:
+        return _measure_semivariogram, on_gpu.markdown if device.type == "cuda" else semivariogram_markdown
+    if subject == SCALING:
+        from benchmarks import scaling
+
+        return scaling.measure, scaling.markdown
+    from benchmarks import operators
+
+    return operators.measure, operators.markdown
+
+
 def _write(stem: Path, result: dict[str, Any], text: str) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_name(stem.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_name(stem.name + ".md").write_text(text)
+    if result["subject"] == SCALING:
+        from benchmarks.scaling import plot
+
+        plot(result, stem.with_name(stem.name + ".svg"))
     print(text)
     print(f"Written: {stem}.json and .md")
 

@@ -40,12 +40,11 @@ def measure_case(
     *,
     budget_s: float,
     on_round: Callable[[int, int], None],
-    has_floor: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the table for one case: plain numbers, one dict per contender.
 
-    A contender that fails keeps its row, with the reason under "failure" and no times. With `has_floor`, on a
-    GPU when left out, times are also held against the rate of square products, taken here.
+    A contender that fails keeps its row, with the reason under "failure" and no times. Times are also held
+    against the rate of square products, taken here.
     """
     problem = make_problem(case.n, case.m, case.d, case.e, dtype=case.dtype, device=device)
     runs: dict[str, Run] = {}
@@ -62,9 +61,7 @@ def measure_case(
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     errors, allowed = _errors(case, problem, outcomes)
     del outcomes
-    if has_floor is None:
-        has_floor = device.type == "cuda"
-    rate = matrix_rate(device, case.dtype) if has_floor else None
+    rate = matrix_rate(device, case.dtype)
     seconds = interleaved_seconds(runs, device=device, budget_s=budget_s, on_round=on_round)
 
     medians = {name: float(np.median(times)) for name, times in seconds.items()}
@@ -79,8 +76,8 @@ def measure_case(
             if timed and name in backends and rival in medians and errors[rival] <= allowed
         }
         to_products = medians[name] / medians[PRODUCTS] if timed and PRODUCTS in medians else None
-        floor_s = None if rate is None else case.floor_flops / rate
-        to_floor = medians[name] / floor_s if timed and floor_s else None
+        floor_s = case.floor_flops / rate
+        to_floor = medians[name] / floor_s if timed else None
         got = {**speedups, PRODUCTS: to_products, FLOOR: to_floor}
         rows.append(
             {

@@ -9,6 +9,7 @@ from benchmarks.cases import NAIVE, PRODUCTS, QUICK, Case, MemoryCase
 from benchmarks.measure import largest_error, measure_case
 from benchmarks.memory import measure_memory
 from benchmarks.naive import naive_info_nce
+from benchmarks.operators import measured, top_k
 from benchmarks.timing import interleaved_seconds
 from semivario_kernels import available_backends
 
@@ -52,7 +53,7 @@ def test_quick_run_writes_json_and_table(tmp_path, capsys) -> None:
     assert table in capsys.readouterr().out
     assert all(table.count(f"| {case.name} | ") == 2 + len(backends) for case in QUICK)
     widths = {line.count(" | ") for line in table.splitlines() if line.startswith("|")}
-    assert widths == {10, 7}
+    assert widths == {11, 7}
 
 
 def test_only_names_cases_and_keeps_its_own_file(tmp_path) -> None:
@@ -63,10 +64,47 @@ def test_only_names_cases_and_keeps_its_own_file(tmp_path) -> None:
     assert result["memory"] == []
 
 
+def test_scaling_and_operators_are_checked_and_plotted(tmp_path) -> None:
+    only = ["--only", "scaling", "operators"]
+    assert main(["--quick", "--seconds", "0", *only, "--out", str(tmp_path)]) == 0
+    (scaling_file,) = tmp_path.glob("scaling-cpu-*-quick-scaling.json")
+    scaling = json.loads(scaling_file.read_text())
+    assert {(row["case"], row["n"], row["m"]) for row in scaling["times"]} == {
+        ("by M", 32, 48),
+        ("by M", 32, 96),
+    }
+    assert scaling_file.with_suffix(".svg").read_text().startswith("<?xml")
+    (operators_file,) = tmp_path.glob("operators-cpu-*-quick-operators.json")
+    rows = json.loads(operators_file.read_text())["times"]
+    assert {row["case"] for row in rows} == {"distances", "top-10", "neighbour batch", "reading"}
+    for row in rows:
+        assert row["failure"] is None
+        assert row["right"] is True
+        assert len(row["seconds"]) >= 3
+        if row["role"] == "ours":
+            rivals = [r for r in rows if r["case"] == row["case"] and r["role"] == "rival"]
+            assert row["speedups"] == {
+                r["contender"]: pytest.approx(r["median_s"] / row["median_s"]) for r in rivals
+            }
+        assert (row["to_floor"] is not None) == (row["case"] == "top-10")
+
+
+def test_a_wrong_operator_gets_no_speedup(monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.operators.topk_gallery", lambda x, y, k, backend: (x[:, :k],))
+    with top_k(16, 48) as operator:
+        rows = measured(operator, 0, 1e9, ignore)
+    for row in rows:
+        assert row["right"] is (row["role"] == "rival")
+        assert row["speedups"] == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "fast"], "--only: wanted some of forward-8k, .*memory, exact, .*peak, got fast"),
+        (
+            ["--only", "fast"],
+            "--only: wanted some of forward-8k, .*memory, exact, .*peak, scaling, operators, got fast",
+        ),
         (["semivariogram", "--only", "memory"], "--only: wanted some of exact, .*peak, got memory"),
         (["variance"], "subject: invalid choice: 'variance'"),
         (["--device", "abacus"], "--device: wanted cpu or cuda, got 'abacus'"),
