@@ -155,7 +155,7 @@ class PhotoBatches(LightningDataModule):
 
     def _rows(self) -> Dataset[dict[str, Any]]:
         if self.store is not None:
-            return _StoreRows(self.store)
+            return _StoreRows(self.store, self.hparams["seed"])
         assert self.photos is not None
         if self.hparams["augment"]:
             transform = training_transform(self.encoder, self.hparams["augmentation"])
@@ -167,15 +167,21 @@ class PhotoBatches(LightningDataModule):
 class _StoreRows(Dataset[dict[str, Any]]):
     """A store whose rows are fetched by whole batches: the step, then the rows."""
 
-    def __init__(self, store: EmbeddingStore) -> None:
-        self.store = store
+    def __init__(self, store: EmbeddingStore, seed: int) -> None:
+        self.store, self.seed = store, seed
+        self.views = store.views if store.info.get("pictures") == "augmented" else 0
 
     def __getitems__(self, step_and_rows: list[int]) -> dict[str, Any]:
-        index = np.asarray(step_and_rows[1:])
+        step, index = step_and_rows[0], np.asarray(step_and_rows[1:])
+        views = None
+        if (
+            self.views
+        ):  # each photo as it is or by one of its views: the step's choice, which a resumed run repeats
+            views = np.random.default_rng((self.seed, step)).integers(0, self.views + 1, len(index))
         return {
             "rows": torch.from_numpy(index),
             "latlon": torch.from_numpy(self.store.latlon[index]),
-            "embeddings": torch.from_numpy(self.store.read(index)),
+            "embeddings": torch.from_numpy(self.store.read(index, views)),
         }
 
 

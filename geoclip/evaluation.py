@@ -45,7 +45,7 @@ class Placed:
 
 
 def place_store(gallery: Gallery, test: EmbeddingStore, *, progress: bool = False) -> Placed:
-    """Place every photo of a store, some at a time.
+    """Place every photo of a store, some at a time; one stored as ten crops by all of them.
 
     Raises:
         ValueError: an embedding is not finite, or of another length than the model takes.
@@ -57,7 +57,11 @@ def place_store(gallery: Gallery, test: EmbeddingStore, *, progress: bool = Fals
     with progress_bar("placing photos", len(test), "photos", enabled=progress) as advance:
         for start in range(0, len(test), _PHOTOS_AT_ONCE):
             rows = np.arange(start, min(start + _PHOTOS_AT_ONCE, len(test)))
-            embeddings = torch.from_numpy(test.read(rows))
+            embeddings = torch.from_numpy(
+                np.stack([test.read(rows, crop) for crop in range(1, test.views + 1)], axis=1)
+                if test.info.get("pictures") == "tencrop"
+                else test.read(rows)
+            )
             latlon[rows] = gallery.place(embeddings)[0][:, 0]
             rank[rows] = gallery.rank(embeddings, nearest[rows])
             advance(len(rows))

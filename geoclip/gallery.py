@@ -197,9 +197,15 @@ class Gallery:
     def photo_features(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Unit features (n, D) of photos' frozen embeddings (n, E), on the model's device.
 
+        Of (n, V, E), V pictures of each photo, it is the direction of the mean of their unit features, which
+        ranks places by the mean of the pictures' cosines, as GeoCLIP does with ten crops.
+
         Raises:
             ValueError: a wrong shape, or a feature that is not finite.
         """
+        if embeddings.ndim == 3:
+            pictures = self.photo_features(embeddings.flatten(0, 1))
+            return normalize(pictures.reshape(*embeddings.shape[:2], -1).mean(dim=1), dim=1)
         chunks = [
             normalize(self.model.image_encoder(chunk.to(self.device)), dim=1)
             for chunk in torch.split(embeddings, _PLACES_AT_ONCE)
