@@ -62,7 +62,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{training['steps']:,} steps of {training['batch_size']:,} photos, queue "
             f"{training['queue_size']:,}, encoders in {training['precision']}. {READING}",
             "",
-            *table(HEAD, result["rows"], _cells),
+            *table(HEAD, result["rows"], cells),
             "",
         ]
     )
@@ -75,7 +75,8 @@ READING = (
 )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
+    """The cells of a row, in the order of `HEAD`."""
     if row["difference_points"] is None:
         numbers = [f"{value:.1f} %" for value in row["accuracy_percent"]]
     else:

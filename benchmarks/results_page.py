@@ -1,0 +1,141 @@
+"""`python -m benchmarks.results_page`: docs/results.md and its pictures, from what benchmarks/results/ holds.
+
+Of every subject and device the newest file counts, whatever sizes and cases it holds. No number is typed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.accuracy.contestants import PLAIN
+from benchmarks.accuracy.table import HEAD, READING, cells
+from benchmarks.scaling import plot as plot_scaling
+from benchmarks.table import table
+from geoclip.metrics import THRESHOLDS_KM
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+# the page's order; what is not named here is no result for users
+SECTIONS = {
+    "accuracy": "Does it localise better?",
+    "detection": "Does it find hard and false negatives?",
+    "loss": "The loss: time and memory",
+    "scaling": "The loss: growth with N and M",
+    "semivariogram": "The semivariogram",
+    "operators": "Distances, top-k, batches, reading",
+    "neighbours": "Nearest places",
+    "data-reading": "Reading data sets",
+}
+COLORS = ("#d9622b", "#2f6fb0", "#2f8f83", "#8a63b8", "#b8892b", "#7c8aa0")
+
+
+def main() -> int:
+    """Write the page; the exit status is 1 where there is no result."""
+    found = newest(RESULTS)
+    if not found:
+        print(f"{RESULTS}: no results", file=sys.stderr)
+        return 1
+    PAGE.write_text(page(found, PAGE.parent / "images"))
+    print(f"Written: {PAGE}, of {', '.join(path.name for path in found.values())}")
+    return 0
+
+
+def newest(folder: Path) -> dict[tuple[str, str], Path]:
+    """The newest JSON of each subject and device, whole runs before partial ones, in the page's order."""
+    files: dict[tuple[str, str], list[tuple[str, bool, Path]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        named = re.fullmatch(r"(.*?)-?(\d{4}-\d{2}-\d{2})(.*)", path.stem)
+        if named is None:
+            continue
+        before, date, after = named.groups()
+        subject = next((name for name in SECTIONS if before.startswith(name)), "")
+        if not subject:
+            # the loss's files are named for the processor alone; other subjects have names of their own
+            result = json.loads(path.read_text())
+            if "times" not in result or result.get("subject", "loss") != "loss":
+                continue
+            subject = "loss"
+        device = before.removeprefix(subject).strip("-")
+        files.setdefault((subject, device), []).append((date, not after, path))
+    order = list(SECTIONS)
+    return {key: max(files[key])[2] for key in sorted(files, key=lambda key: (order.index(key[0]), key[1]))}
+
+
+def page(found: dict[tuple[str, str], Path], images: Path) -> str:
+    """The page's Markdown; pictures go to `images`."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `python -m benchmarks.results_page` from the files under `benchmarks/results/`. Your "
+        "own: `make bench` for time and memory, `python -m benchmarks.accuracy` for accuracy.",
+        "",
+    ]
+    images.mkdir(parents=True, exist_ok=True)
+    headed = ""
+    for (subject, device), path in found.items():
+        result = json.loads(path.read_text())
+        if subject != headed:
+            lines += [f"## {SECTIONS[subject]}", ""]
+            headed = subject
+        lines += [f"From `{path.name}`.", ""]
+        if subject == "accuracy":
+            lines += _accuracy(result, images)
+        else:
+            if subject == "scaling":
+                plot_scaling(result, images / f"scaling-{device}.svg")
+                lines += [f"![time and memory against N and M](images/scaling-{device}.svg)", ""]
+            # its own heading becomes one below the section's
+            lines += ["##" + path.with_suffix(".md").read_text().strip(), ""]
+    return "\n".join(lines)
+
+
+def _accuracy(result: dict[str, Any], images: Path) -> list[str]:
+    training = result["training"]
+    lines = [
+        f"{training['steps']:,} steps of {training['batch_size']:,} photos; {result['finished']} of "
+        f"{result['planned']} planned runs had finished on {result['date']}. {READING}",
+        "",
+    ]
+    for world in dict.fromkeys(row["world"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["world"] == world]
+        name = f"accuracy-{world}.svg"
+        if any(row["difference_points"] for row in rows):
+            _plot_differences(rows, images / name)
+            lines += [f"![points above plain InfoNCE, world {world}](images/{name})", ""]
+        lines += [*table(HEAD, rows, cells), ""]
+    return lines
+
+
+def _plot_differences(rows: list[dict[str, Any]], path: Path) -> None:
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows if row["difference_points"]))
+    figure = Figure(figsize=(5.2 * len(samplers), 3.6), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(1, len(samplers), squeeze=False, sharey=True)[0])
+    for ax, sampler in zip(panels, samplers, strict=True):
+        shown = [row for row in rows if row["sampler"] == sampler and row["difference_points"]]
+        for k, row in enumerate(shown):
+            values = [interval[0] for interval in row["difference_points"]]
+            reach = [
+                [value - low for value, low, _ in row["difference_points"]],
+                [high - value for value, _, high in row["difference_points"]],
+            ]
+            at = [place + 0.12 * (k - (len(shown) - 1) / 2) for place in range(len(values))]
+            ax.errorbar(
+                at, values, reach, fmt="o", markersize=4, color=COLORS[k % len(COLORS)], label=row["label"]
+            )
+        ax.axhline(0, color="#7c8aa0", linewidth=0.8)
+        ax.set_xticks(range(len(THRESHOLDS_KM)), [f"{km:,} km" for km in THRESHOLDS_KM])
+        ax.set_title(f"{sampler} batches", fontsize=9)
+        ax.legend(frameon=False, fontsize=7)
+    panels[0].set_ylabel(f"points above {PLAIN.label}")
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
