@@ -14,7 +14,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.contestants import PLAIN
 from benchmarks.accuracy.table import HEAD, READING, cells
 from benchmarks.scaling import plot as plot_scaling
 from benchmarks.table import table
@@ -132,8 +131,8 @@ def _plot_differences(rows: list[dict[str, Any]], path: Path) -> None:
         ax.axhline(0, color="#7c8aa0", linewidth=0.8)
         ax.set_xticks(range(len(THRESHOLDS_KM)), [f"{km:,} km" for km in THRESHOLDS_KM])
         ax.set_title(f"{sampler} batches", fontsize=9)
-        ax.legend(frameon=False, fontsize=7)
-    panels[0].set_ylabel(f"points above {PLAIN.label}")
+        ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    panels[0].set_ylabel("points above plain InfoNCE")
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 

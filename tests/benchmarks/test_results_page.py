@@ -1,0 +1,57 @@
+import json
+
+from benchmarks.results_page import newest, page
+
+INTERVAL = [3.25, 1.5, 5.0]
+
+
+def accuracy(date, value):
+    row = {
+        "world": "w",
+        "sampler": "neighbours",
+        "label": "none()",
+        "seeds": [0, 1],
+        "photos": 10,
+        "accuracy_percent": [value] * 5,
+        "difference_points": None,
+        "training_s": 12.3,
+    }
+    ours = {**row, "label": "explained(hard=0, false=6)", "difference_points": [INTERVAL] * 5}
+    return {
+        "subject": "accuracy",
+        "date": date,
+        "machine": {"processor": "P"},
+        "training": {"steps": 400, "batch_size": 512},
+        "planned": 4,
+        "finished": 4,
+        "rows": [row, ours],
+    }
+
+
+def write(folder, name, result, text=""):
+    (folder / f"{name}.json").write_text(json.dumps(result))
+    (folder / f"{name}.md").write_text(text)
+
+
+def test_page_holds_the_newest_whole_results(tmp_path) -> None:
+    write(tmp_path, "accuracy-2026-01-01", accuracy("2026-01-01", 11.1))
+    write(tmp_path, "accuracy-2026-02-01", accuracy("2026-02-01", 22.2))
+    write(tmp_path, "cpu-2026-01-05", {"times": []}, "# Benchmarks: whole\n\nnumbers of the loss\n")
+    write(tmp_path, "cpu-2026-01-05-mean", {"times": []}, "# Benchmarks: part\n")
+    write(tmp_path, "nvcc-2026-01-05", {"kernels": []}, "# not for users\n")
+    write(tmp_path, "operators-cpu-2026-01-05", {"subject": "operators", "times": []}, "# Operators: P\n")
+    found = newest(tmp_path)
+    assert [path.stem for path in found.values()] == [
+        "accuracy-2026-02-01",
+        "cpu-2026-01-05",
+        "operators-cpu-2026-01-05",
+    ]
+    text = page(found, tmp_path / "images")
+    assert "| w | neighbours | `none()` | 2 | 22.2 % | 22.2 % |" in text
+    assert "| 2 | **+3.2** [+1.5, +5.0] | **+3.2** [+1.5, +5.0] |" in text
+    assert "### Benchmarks: whole\n\nnumbers of the loss" in text
+    assert "11.1" not in text
+    assert "part" not in text
+    assert "not for users" not in text
+    picture = (tmp_path / "images" / "accuracy-w.svg").read_text()
+    assert picture.startswith("<?xml")
