@@ -1,4 +1,9 @@
-"""One estimate of a semivariogram from sorted places to sums: strata of lags, progress bar, checkpoint."""
+"""One estimate of a semivariogram from sorted places to sums: strata of lags, ranks, checkpoint.
+
+Ranks share the row blocks of a stretch of the walk, dealt out by their pairs, and bring their sums together
+at its end. A stretch is as long as two checkpoints are apart, so what a checkpoint holds is always a finished
+prefix of the blocks, whoever walked them: any number of ranks goes on from it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,7 @@ from semivario_kernels.backends.binned_walk import PairBinning, Places, Walk
 from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
 from semivario_kernels.lag_strata import lag_strata
 from semivario_kernels.progress import progress_bar
+from semivario_kernels.ranks import Ranks
 
 Floats = npt.NDArray[np.float64]
 
@@ -106,6 +112,7 @@ class BinnedRun:
         request: the sums wanted.
         make_binning: makes what bins the tiles of a request.
         sample: how many pairs.
+        ranks: who shares the walks, with the same arguments.
     """
 
     places: list[Places]
@@ -113,6 +120,7 @@ class BinnedRun:
     request: BinnedRequest
     make_binning: Callable[[BinnedRequest], PairBinning]
     sample: PairSample
+    ranks: Ranks = field(default_factory=Ranks)
     strata: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,32 +139,62 @@ class BinnedRun:
 
     def run(self, progress: bool, checkpoint: Path | None, fingerprint: str) -> RunState:
         """Walk all strata, or what the checkpoint leaves of them; the checkpoint is removed at the end."""
-        state = RunState(BinnedSums.empty(self.request), np.ones(self.request.bins))
-        if checkpoint is not None and checkpoint.exists():
-            state = RunState.load(checkpoint, fingerprint)
-        saved = time.monotonic()
+        state = self.ranks.first_does(lambda: self._start(checkpoint, fingerprint))
         walk, fraction = self._plan(state)
         expected = self.sample.max_pairs if self._ranks else sum(walk.pairs)
-        with progress_bar("binned semivariance", expected or 0, "pairs", progress) as advance:
+        shown = progress and self.ranks.is_first
+        with progress_bar("binned semivariance", expected or 0, "pairs", shown) as advance:
             advance(state.pairs)
             while True:
-                if state.partial is not None:
+                if state.partial is not None and self.ranks.is_first:
                     walk.binning.start_from(state.partial)
                 advance(sum(walk.pairs[: state.block]))
-                for block in range(state.block, len(walk.pairs)):
-                    walk.run_block(block)
-                    advance(walk.pairs[block])
-                    if checkpoint is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                        state.block, state.partial = block + 1, walk.binning.totals()
-                        state.save(checkpoint, fingerprint)
-                        saved = time.monotonic()
+                self._walk_stratum(walk, state, advance, checkpoint, fingerprint)
                 self._finish(state, walk, fraction)
                 if state.stratum == len(self.strata):
                     break
                 walk, fraction = self._plan(state)
-        if checkpoint is not None:
+        if checkpoint is not None and self.ranks.is_first:
             checkpoint.unlink(missing_ok=True)
         return state
+
+    def _start(self, checkpoint: Path | None, fingerprint: str) -> RunState:
+        if checkpoint is not None and checkpoint.exists():
+            return RunState.load(checkpoint, fingerprint)
+        return RunState(BinnedSums.empty(self.request), np.ones(self.request.bins))
+
+    def _walk_stratum(
+        self,
+        walk: Walk,
+        state: RunState,
+        advance: Callable[[int], None],
+        checkpoint: Path | None,
+        fingerprint: str,
+    ) -> None:
+        """Walk the blocks that the state leaves; the sums stay in the binnings of the ranks."""
+        started, walked = time.monotonic(), 0
+        budget: float = math.inf if checkpoint is None else 0  # pairs to the next checkpoint
+        while state.block < len(walk.pairs):
+            pairs = _stretch(walk.pairs[state.block :], budget, self.ranks.size)
+            own = self.ranks.dealt(pairs)
+            for done, piece in enumerate(own):
+                walk.run_block(state.block + piece)
+                # all ranks are about as far as this one
+                advance(sum(pairs) * (done + 1) // len(own) - sum(pairs) * done // len(own))
+            state.block += len(pairs)
+            walked += sum(pairs)
+            if checkpoint is None or state.block >= len(walk.pairs):
+                continue
+            seconds = self.ranks.first_does(lambda: time.monotonic() - started)
+            is_trial = (
+                budget == 0 and seconds < CHECKPOINT_SECONDS
+            )  # how fast it goes shows after a few blocks
+            budget = walked / seconds * CHECKPOINT_SECONDS
+            if is_trial:
+                continue
+            state.partial = walk.binning.totals(self.ranks.add_up)
+            if self.ranks.is_first:
+                state.save(checkpoint, fingerprint)
 
     def _plan(self, state: RunState) -> tuple[Walk, float]:
         """The walk of the state's stratum, and the share of its pairs that it measures."""
@@ -184,7 +222,7 @@ class BinnedRun:
         """Add a stratum's sums to the total and move to the next."""
         walk.binning.products.release()
         first, last = self.strata[state.stratum]
-        found = walk.binning.totals()
+        found = walk.binning.totals(self.ranks.add_up)
         state.total.sums[:, :, first + 1 : last + 1] = found.sums[:, :, 1:-1]
         if state.stratum == 0:  # the one with the most places
             state.total.duplicates = found.duplicates
@@ -195,6 +233,16 @@ class BinnedRun:
         state.fraction[first:last] = fraction
         state.pairs += sum(walk.pairs)
         state.stratum, state.block, state.partial = state.stratum + 1, 0, None
+
+
+def _stretch(pairs: list[int], budget: float, least: int) -> list[int]:
+    """The first blocks' pairs, up to the budget, and at least so many blocks."""
+    taken = 0
+    for blocks, more in enumerate(pairs):
+        if blocks >= least and taken + more > budget:
+            return pairs[:blocks]
+        taken += more
+    return pairs
 
 
 def _pairs(sizes: list[int]) -> int:

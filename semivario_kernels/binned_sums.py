@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
+
+AddUp = Callable[[torch.Tensor], torch.Tensor]
 
 BIN_SUMS = 4  # count, Σh, Σd, Σd²
 MOST_BLOCKS = 32
@@ -38,6 +41,11 @@ class BinnedRequest:
     def between(self, first: int, last: int) -> BinnedRequest:
         """The same for the bins first … last−1."""
         return replace(self, chord_edges=self.chord_edges[first : last + 1])
+
+
+def as_it_is(sums: torch.Tensor) -> torch.Tensor:
+    """The sums of one process alone; see `PairBinning.totals`."""
+    return sums
 
 
 def affordable_blocks(places: int, bins: int) -> int:

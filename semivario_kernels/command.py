@@ -1,5 +1,7 @@
 """The command line: `python -m semivario_kernels variogram`, from files of embeddings to a fitted model.
 
+Under `torchrun -m semivario_kernels variogram …` the processes share the pairs; one writes the files.
+
 What a user got wrong ends in one line on standard error and exit status 2; SEMIVARIO_TRACEBACK=1 shows where
 an error came from. matplotlib, GSTools and pyarrow are imported when they are needed.
 """
@@ -11,6 +13,8 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -23,10 +27,13 @@ from semivario_kernels.edges import even_edges_km, log_edges_km, quantile_edges_
 from semivario_kernels.embedding_files import read_embeddings
 from semivario_kernels.fit import Weights, fit_variogram
 from semivario_kernels.place_files import PlaceTable, read_places
+from semivario_kernels.ranks import Ranks
 from semivario_kernels.semivariance import ESTIMATORS, binned_semivariance
 from semivario_kernels.variogram import KINDS, Metric, import_gstools
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from semivario_kernels.empirical_variogram import EmpiricalVariogram, Floats
     from semivario_kernels.fit import VariogramFit
     from semivario_kernels.variogram import VariogramModel
@@ -51,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
-            _variogram(options)
+            with _group() as group:
+                _variogram(options, group)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
@@ -61,6 +69,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: {_reason(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _group() -> Iterator[ProcessGroup | None]:
+    """The processes that torchrun started; None where there is one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield torch.distributed.group.WORLD
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def _reason(error: BaseException) -> str:
@@ -141,14 +162,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", default="cressie", choices=get_args(Weights), help="of the bins in the fit")
     add("--metric", default="arc", choices=get_args(Metric), help="distance that the model reads")
     add("--no-nugget", action="store_true", help="keep the model's nugget at 0")
-    add("--threads", type=int, help="processor threads; all cores if left out")
+    add("--threads", type=int, help="processor threads of a process; all cores if left out, 1 under torchrun")
     add("--backend", help="native, tiled or reference; the fastest one that is there if left out")
     add("--restart", action="store_true", help="forget what an interrupted command has measured")
     add("--quiet", action="store_true", help="show no progress bar")
     return parser
 
 
-def _variogram(options: argparse.Namespace) -> None:
+def _variogram(options: argparse.Namespace, group: ProcessGroup | None) -> None:
+    ranks = Ranks(group)
     kind = _kind(options.kind)
     if kind is not None:
         import_gstools()  # what is missing is missed before the long work
@@ -167,16 +189,21 @@ def _variogram(options: argparse.Namespace) -> None:
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"--out: {out.parent} is no folder") from None
 
-    embeddings = read_embeddings(options.embeddings, column=options.column, scratch=out.parent)
+    embeddings = read_embeddings(options.embeddings, column=options.column, scratch=out.parent, ranks=ranks)
     places = _places(options, len(embeddings))
     checkpoint = _file(out, ".checkpoint")
-    if options.restart:
-        checkpoint.unlink(missing_ok=True)
-    elif checkpoint.exists():
-        print(f"{PROGRAM}: going on from {checkpoint}", file=sys.stderr)
+
+    def going_on() -> bool:
+        if options.restart:
+            checkpoint.unlink(missing_ok=True)
+        elif checkpoint.exists():
+            print(f"{PROGRAM}: going on from {checkpoint}", file=sys.stderr)
+        return checkpoint.exists() and _has_groups(out, options.groups)
+
     edges_km = _edges_km(options, places)
-    if places.groups is not None and not (checkpoint.exists() and _has_groups(out, options.groups)):
-        _measure_groups(out, options, embeddings, places, edges_km, kind)
+    has_groups = ranks.first_does(going_on)
+    if places.groups is not None and not has_groups:
+        _measure_groups(out, options, embeddings, places, edges_km, kind, group)
     empirical = binned_semivariance(
         embeddings,
         places.latlon,
@@ -187,8 +214,11 @@ def _variogram(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=not options.quiet,
         checkpoint=checkpoint,
+        group=group,
         backend=options.backend,
     )
+    if not ranks.is_first:
+        return
     # first what took long: a model that cannot be fitted does not lose it
     unnamed = _file(out, ".npz.tmp")
     empirical.save(unnamed)
@@ -213,6 +243,7 @@ def _measure_groups(
     places: PlaceTable,
     edges_km: Floats,
     kind: Kind | None,
+    group: ProcessGroup | None,
 ) -> None:
     """Semivariograms of the pairs inside each group: OUT.groups.json and OUT.groups.png."""
     from matplotlib.figure import Figure
@@ -231,8 +262,11 @@ def _measure_groups(
         max_pairs=options.max_pairs,
         seed=options.seed,
         progress=not options.quiet,
+        group=group,
         backend=options.backend,
     )
+    if not Ranks(group).is_first:
+        return
     table: dict[str, Any] = {}
     for label, empirical in found.items():
         columns = ("edges_km", "lag_km", "counts", "gamma", "stderr")
@@ -253,7 +287,7 @@ def _measure_groups(
     print(f"{len(found)} groups; written to {_file(out, '.groups.json')} and {_file(out, '.groups.png')}")
 
 
-def _has_groups(out: Path, column: str) -> bool:
+def _has_groups(out: Path, column: str | None) -> bool:
     """Whether the command that was interrupted has written its groups."""
     try:
         return bool(json.loads(_file(out, ".groups.json").read_text())["column"] == column)

@@ -123,19 +123,33 @@ def _present(*fields: int) -> tuple[int, ...]:
 
 
 def plan_communication(queries: list[int], gallery: list[int], row_bytes: RowBytes) -> CommunicationPlan:
-    """The plan for shards of these sizes, rank by rank; the same on every rank."""
+    """The plan of a loss for shards of these sizes, rank by rank; the same on every rank."""
 
-    def total(side: Side) -> int:
-        visits = row_bytes.sums_visits(side) + row_bytes.gradient_visits(side)
-        rows = sum(queries if side == "queries" else gallery)
-        return rows * sum(sum(visit.fields) + visit.result for visit in visits)
+    def visits(side: Side) -> list[Visit]:
+        return row_bytes.sums_visits(side) + row_bytes.gradient_visits(side)
+
+    # the sums of a symmetric loss's columns are the gallery's to bring home
+    return plan_visits(
+        queries, gallery, None if row_bytes.symmetric else visits("queries"), visits("gallery")
+    )
+
+
+def plan_visits(
+    queries: list[int],
+    gallery: list[int],
+    query_visits: list[Visit] | None,
+    gallery_visits: list[Visit],
+) -> CommunicationPlan:
+    """The plan where either side's blocks would make these visits; without any the queries stay."""
+
+    def widths(visits: list[Visit]) -> list[int]:
+        return [sum(visit.fields) + visit.result for visit in visits]
 
     travels: Side = "gallery"
-    # the sums of a symmetric loss's columns are the gallery's to bring home
-    if not row_bytes.symmetric and total("queries") < total("gallery"):
-        travels = "queries"
-    sizes = queries if travels == "queries" else gallery
-    most = max(sum(visit.fields) + visit.result for visit in row_bytes.gradient_visits(travels))
-    return CommunicationPlan(
-        travels, "gather" if sum(sizes) * most <= GATHERED_BYTES else "ring", tuple(sizes)
-    )
+    sizes, visits = gallery, gallery_visits
+    if query_visits is not None and sum(queries) * sum(widths(query_visits)) < sum(gallery) * sum(
+        widths(gallery_visits)
+    ):
+        travels, sizes, visits = "queries", queries, query_visits
+    whole = sum(sizes) * max(widths(visits))
+    return CommunicationPlan(travels, "gather" if whole <= GATHERED_BYTES else "ring", tuple(sizes))

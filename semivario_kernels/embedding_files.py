@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from semivario_kernels.ranks import Ranks
+
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
@@ -24,7 +26,9 @@ PARQUET_ROWS = 4096  # read at a time
 MAPPED_BYTES = 2**24  # copied or looked at at a time
 
 
-def read_embeddings(path: Path, *, column: str | None = None, scratch: Path | None = None) -> Array:
+def read_embeddings(
+    path: Path, *, column: str | None = None, scratch: Path | None = None, ranks: Ranks | None = None
+) -> Array:
     """Read (N, E) embeddings.
 
     Args:
@@ -34,6 +38,8 @@ def read_embeddings(path: Path, *, column: str | None = None, scratch: Path | No
             (default: the only one), or a pattern such as "e*" of number columns, in the order of their
             numbers.
         scratch: folder of the unnamed file that several shards are joined in; the system's by default.
+        ranks: processes that read the same embeddings. The first one joins several shards in a file that all
+            of them map, so `scratch` has to be a folder they share; each looks at its share of the values.
 
     Returns:
         (N, E) array of the file's dtype. A .npy and shards are mapped copy-on-write: the files do not change.
@@ -43,8 +49,9 @@ def read_embeddings(path: Path, *, column: str | None = None, scratch: Path | No
         ValueError: another format, a damaged file, shards that do not fit together, or a row with NaN or
             infinite values; the message names the file.
     """
+    ranks = ranks or Ranks()
     if path.is_dir():
-        embeddings = _join([map_npy(file) for file in shard_files(path)], path, scratch)
+        embeddings = _join([map_npy(file) for file in shard_files(path)], path, scratch, ranks)
     elif path.suffix == ".npy":
         embeddings = map_npy(path)
     elif path.suffix == ".npz":
@@ -62,10 +69,15 @@ def read_embeddings(path: Path, *, column: str | None = None, scratch: Path | No
         )
     if embeddings.dtype.itemsize > 8:
         raise ValueError(f"{path}: wanted float16, float32 or float64, got {embeddings.dtype}")
-    for start, rows in _row_blocks(embeddings):
+    bad = len(embeddings)
+    for start, rows in list(_row_blocks(embeddings))[ranks.rank :: ranks.size]:
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
-            raise ValueError(f"{path}: row {start + int(np.argmin(finite))} holds NaN or infinite values")
+            bad = start + int(np.argmin(finite))
+            break
+    bad = min(ranks.everyones(bad))
+    if bad < len(embeddings):
+        raise ValueError(f"{path}: row {bad} holds NaN or infinite values")
     return embeddings
 
 
@@ -153,8 +165,8 @@ def _row_blocks(array: Array) -> Iterator[tuple[int, Array]]:
         yield start, array[start : start + rows]
 
 
-def _join(shards: list[Array], folder: Path, scratch: Path | None) -> Array:
-    """One mapped array of all shards, in a file without a name, which goes when the process does."""
+def _join(shards: list[Array], folder: Path, scratch: Path | None, ranks: Ranks) -> Array:
+    """One mapped array of all shards, in a file that goes when the processes do."""
     if len(shards) == 1:
         return shards[0]
     kinds = {(shard.dtype, shard.shape[1:]) for shard in shards}
@@ -164,15 +176,32 @@ def _join(shards: list[Array], folder: Path, scratch: Path | None) -> Array:
     rows = sum(len(shard) for shard in shards)
     if rows == 0:
         return shards[0]
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        joined = np.memmap(file, shards[0].dtype, "w+", shape=(rows, *shards[0].shape[1:]))
+    shape = (rows, *shards[0].shape[1:])
+    if ranks.size == 1:
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            return _copied(shards, np.memmap(file, shards[0].dtype, "w+", shape=shape))
+
+    def write() -> Path:
+        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".joined-", delete=False) as file:
+            _copied(shards, np.memmap(file, shards[0].dtype, "w+", shape=shape))
+            return Path(file.name)
+
+    name = ranks.first_does(write)
+    try:
+        return np.asarray(np.memmap(name, shards[0].dtype, "c", shape=shape))
+    finally:
+        ranks.everyones(None)  # all have mapped it
+        if ranks.is_first:
+            name.unlink()
+
+
+def _copied(shards: list[Array], joined: Array) -> Array:
     end = 0
     for shard in shards:
         for _, block in _row_blocks(shard):
             joined[end : end + len(block)] = block
             end += len(block)
-    plain: Array = np.asarray(joined)
-    return plain
+    return np.asarray(joined)
 
 
 def _read_parquet(path: Path, column: str | None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from semivario_kernels.checks import ArrayLike, check_latlon, check_matrix, chec
 from semivario_kernels.dissimilarity import has_image
 from semivario_kernels.empirical_variogram import EmpiricalVariogram
 from semivario_kernels.semivariance import Estimator, NoPairError, binned_semivariance
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def grouped_semivariance(
@@ -28,6 +31,7 @@ def grouped_semivariance(
     max_pairs: int | None = None,
     seed: int | None = None,
     progress: bool = False,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> dict[Any, EmpiricalVariogram]:
     """Semivariograms of the pairs inside each group; pairs between groups are not measured.
@@ -46,6 +50,7 @@ def grouped_semivariance(
         max_pairs: see `binned_semivariance`; counts for each group.
         seed: see `binned_semivariance`.
         progress: show a progress bar for each group.
+        group: see `binned_semivariance`.
         backend: a name from `available_backends()`; None picks the fastest.
 
     Returns:
@@ -83,6 +88,7 @@ def grouped_semivariance(
                 max_pairs=max_pairs,
                 seed=seed,
                 progress=progress,
+                group=group,
                 backend=backend,
             )
         except NoPairError:

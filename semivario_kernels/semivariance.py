@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,12 @@ from semivario_kernels.checks import (
 )
 from semivario_kernels.empirical_variogram import EmpiricalVariogram, from_run
 from semivario_kernels.geometry import EARTH_RADIUS_KM
+from semivario_kernels.ranks import Ranks
 from semivario_kernels.robust_estimators import robust_gamma
 from semivario_kernels.sorted_places import sorted_places
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Floats = npt.NDArray[np.float64]
 Estimator = Literal["matheron", "cressie-hawkins", "dowd"]
@@ -51,6 +55,7 @@ def binned_semivariance(
     seed: int | None = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> EmpiricalVariogram:
     """Empirical semivariogram of embeddings: the mean dissimilarity 1 − cos of pairs, per distance bin.
@@ -75,7 +80,11 @@ def binned_semivariance(
         seed: seed of the sample; 0 when left out.
         progress: show a progress bar.
         checkpoint: file that keeps the sums every few seconds; a call with the same arguments goes on from
-            it. It is removed at the end.
+            it, with any number of ranks. It is removed at the end.
+        group: a torch.distributed group whose ranks share the pairs; all call with the same arguments, best
+            with embeddings that are mapped into memory, and get the same result. It is that of one process
+            bit for bit where sums are whole numbers: of embeddings shorter than float64 on the CPU, but for
+            "cressie-hawkins". The first rank shows progress and keeps the checkpoint.
         backend: a name from `available_backends()`; None picks the fastest.
 
     Returns:
@@ -84,7 +93,7 @@ def binned_semivariance(
     Raises:
         ValueError: shapes that do not agree, fewer than two places with an image, bad coordinates, edges that
             do not rise from 0 or above, embeddings that are not finite, no pair in any bin, an unknown
-            estimator, a checkpoint of another run.
+            estimator, a checkpoint of another run, ranks with other arguments.
     """
     v = check_matrix("embeddings", embeddings)
     p = check_latlon("latlon", latlon, rows=v.shape[0])
@@ -108,19 +117,21 @@ def binned_semivariance(
     sides = [("embeddings", v, p)]
     if u is not None and q is not None:
         sides.append(("other", u, q))
-    places, blocks = sorted_places(sides, bins=len(edges) - 1)
+    ranks = Ranks(group, v.device)
+    chosen = backends.load(backend, v)
+    fingerprint = ""
+    if checkpoint is not None or group is not None:
+        fingerprint = _fingerprint(chosen.__name__, estimator, sample, edges, v, p, u, q)
+    ranks.same_everywhere("group", fingerprint)
+    places, blocks = sorted_places(sides, len(edges) - 1, ranks)
     request = BinnedRequest(
         squared_chord_edges(edges),
         blocks,
         wants_quarters=estimator == "cressie-hawkins",
         histogram_cells=affordable_cells(len(edges) - 1) if estimator == "dowd" else 0,
     )
-    chosen = backends.load(backend, v)
     make_binning = partial(chosen.binning, [side_embeddings for _, side_embeddings, _ in sides])
-    run = BinnedRun(places, edges, request, make_binning, sample)
-    fingerprint = ""
-    if checkpoint is not None:
-        fingerprint = _fingerprint(chosen.__name__, estimator, sample, edges, v, p, u, q)
+    run = BinnedRun(places, edges, request, make_binning, sample, ranks)
     state = run.run(progress, None if checkpoint is None else Path(checkpoint), fingerprint)
     measured = from_run(edges, state, estimator, sample.seed if run.sampled else None)
     if not measured.counts.any():

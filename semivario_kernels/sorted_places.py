@@ -8,6 +8,7 @@ from semivario_kernels.backends.binned_walk import Places
 from semivario_kernels.binned_sums import affordable_blocks
 from semivario_kernels.dissimilarity import arithmetic_dtype
 from semivario_kernels.geometry import unit_vectors
+from semivario_kernels.ranks import Ranks
 from semivario_kernels.space_filling import curve_codes
 
 Tensor = torch.Tensor
@@ -15,8 +16,12 @@ Tensor = torch.Tensor
 NORM_ROWS = 1024  # cast at once where the embeddings are shorter than float32
 
 
-def sorted_places(sides: list[tuple[str, Tensor, Tensor]], bins: int) -> tuple[list[Places], int]:
+def sorted_places(
+    sides: list[tuple[str, Tensor, Tensor]], bins: int, ranks: Ranks
+) -> tuple[list[Places], int]:
     """Sort one or two sets of places, (name, embeddings (n, E), latlon (n, 2) in degrees) each.
+
+    The ranks have the same places, and each reads its share of the embeddings for their norms.
 
     Returns:
         Their places, without those whose embedding is all zero, and the number of spatial blocks they share.
@@ -24,7 +29,7 @@ def sorted_places(sides: list[tuple[str, Tensor, Tensor]], bins: int) -> tuple[l
     Raises:
         ValueError: an embedding that is not finite; fewer than two places of one set, or none of one of two.
     """
-    norms = [_inverse_norms(name, embeddings) for name, embeddings, _ in sides]
+    norms = [_inverse_norms(name, embeddings, ranks) for name, embeddings, _ in sides]
     for (name, _, _), norm in zip(sides, norms, strict=True):
         least, rows = 2 if len(sides) == 1 else 1, int((norm != 0).sum())
         if rows < least:
@@ -44,10 +49,15 @@ def sorted_places(sides: list[tuple[str, Tensor, Tensor]], bins: int) -> tuple[l
     return places, blocks
 
 
-def _inverse_norms(name: str, embeddings: Tensor) -> Tensor:
+def _inverse_norms(name: str, embeddings: Tensor, ranks: Ranks) -> Tensor:
     """1/|v| of every row in float64, of norms in the arithmetic's dtype; 0 for a row that is all zero."""
     dtype = arithmetic_dtype(embeddings)
-    norms = torch.cat([rows.to(dtype).norm(dim=1) for rows in torch.split(embeddings, NORM_ROWS)]).double()
+
+    def norms_of(where: slice) -> Tensor:
+        blocks = torch.split(embeddings[where], NORM_ROWS)
+        return torch.cat([rows.to(dtype).norm(dim=1) for rows in blocks]).double()
+
+    norms = ranks.joined(norms_of, len(embeddings))
     if not bool(torch.isfinite(norms).all()):
         row = int((~torch.isfinite(norms)).nonzero()[0])
         raise ValueError(f"{name}: wanted finite values, got NaN or infinity in row {row}")

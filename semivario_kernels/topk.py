@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semivario_kernels import backends
 from semivario_kernels.checks import ArrayLike, check_matrix, check_same, like_input
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-def topk_gallery(x: ArrayLike, y: ArrayLike, k: int, *, backend: str | None = None) -> tuple[Any, Any]:
+
+def topk_gallery(
+    x: ArrayLike, y: ArrayLike, k: int, *, group: ProcessGroup | None = None, backend: str | None = None
+) -> tuple[Any, Any]:
     """The k gallery entries with the largest inner product of every query.
 
     Args:
         x: (N, D) query features.
         y: (M, D) gallery features, the dtype of `x`.
         k: how many, 1 … M.
+        group: a torch.distributed group over whose ranks queries and gallery are split, in shards of any
+            size. Every rank gets the entries of its own queries, as indices of the gallery concatenated in
+            rank order; all have to call.
         backend: a name from `available_backends()`; None picks the fastest.
 
     Returns:
@@ -24,11 +32,24 @@ def topk_gallery(x: ArrayLike, y: ArrayLike, k: int, *, backend: str | None = No
     Raises:
         ValueError: empty inputs, shapes that do not agree, different devices or dtypes, k outside 1 … M.
     """
-    queries = check_matrix("x", x)
-    gallery = check_matrix("y", y, columns=queries.shape[1])
+    sharded = group is not None
+    queries = check_matrix("x", x, allow_empty=sharded)
+    gallery = check_matrix("y", y, columns=queries.shape[1], allow_empty=sharded)
     check_same("device", "x", queries, "y", gallery)
     check_same("dtype", "x", queries, "y", gallery)
-    if not isinstance(k, int) or not 1 <= k <= gallery.shape[0]:
-        raise ValueError(f"k: wanted a whole number in 1 … {gallery.shape[0]}, got {k!r}")
-    values, indices = backends.load(backend, queries).topk_gallery(queries.detach(), gallery.detach(), k)
+    search = backends.load(backend, queries).topk_gallery
+    queries, gallery = queries.detach(), gallery.detach()
+    if group is not None:
+        from semivario_kernels.sharded_topk import sharded_topk
+
+        values, indices = sharded_topk(queries, gallery, k, group, search)
+    else:
+        check_k(k, gallery.shape[0])
+        values, indices = search(queries, gallery, k)
     return like_input(values, x, y), like_input(indices, x, y)
+
+
+def check_k(k: int, entries: int) -> None:
+    """Refuse a k outside of 1 … entries."""
+    if not isinstance(k, int) or not 1 <= k <= entries:
+        raise ValueError(f"k: wanted a whole number in 1 … {entries}, got {k!r}")

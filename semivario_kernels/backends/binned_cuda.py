@@ -9,7 +9,7 @@ from semivario_kernels.backends.bin_table import make_bin_table
 from semivario_kernels.backends.binned_products import BlockProducts, TorchProducts
 from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.native_epilogue import address, matrix
-from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
+from semivario_kernels.binned_sums import AddUp, BinnedRequest, BinnedSums, as_it_is
 
 Tensor = torch.Tensor
 
@@ -52,9 +52,9 @@ class CudaBinning:
             duplicates=places["duplicates"],
         )
 
-    def totals(self) -> BinnedSums:
+    def totals(self, add_up: AddUp = as_it_is) -> BinnedSums:
         """The sums so far, on the CPU."""
-        found = {name: value.cpu() for name, value in self._sums.items()}
+        found = {name: add_up(value).cpu() for name, value in self._sums.items()}
         return BinnedSums(
             **{
                 name: value.double() / self._units[name] if name in self._units else value.clone()

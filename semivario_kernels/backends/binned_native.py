@@ -8,7 +8,7 @@ from semivario_kernels.backends.bin_table import make_bin_table
 from semivario_kernels.backends.binned_products import BlockProducts
 from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.native_epilogue import native_extension
-from semivario_kernels.binned_sums import BinnedRequest, BinnedSums
+from semivario_kernels.binned_sums import AddUp, BinnedRequest, BinnedSums, as_it_is
 
 Tensor = torch.Tensor
 
@@ -48,9 +48,9 @@ class NativeBinning:
             duplicates=addresses["duplicates"],
         )
 
-    def totals(self) -> BinnedSums:
+    def totals(self, add_up: AddUp = as_it_is) -> BinnedSums:
         """The sums of all threads."""
-        added = {name: copies.sum(dim=0) for name, copies in self._copies.items()}
+        added = {name: add_up(copies.sum(dim=0)) for name, copies in self._copies.items()}
         added["sums"] = added["sums"].double().div_(self._units)
         return BinnedSums(**added)
 

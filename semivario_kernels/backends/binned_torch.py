@@ -6,7 +6,7 @@ import torch
 
 from semivario_kernels.backends.binned_products import BlockProducts, TorchProducts
 from semivario_kernels.backends.binned_walk import Side
-from semivario_kernels.binned_sums import BIN_SUMS, BinnedRequest, BinnedSums
+from semivario_kernels.binned_sums import BIN_SUMS, AddUp, BinnedRequest, BinnedSums, as_it_is
 from semivario_kernels.geometry import EARTH_RADIUS_KM
 
 Tensor = torch.Tensor
@@ -55,9 +55,10 @@ class TorchBinning:
             flat = torch.bincount(bin_of * cells + cell, minlength=totals.histogram.numel())
             totals.histogram += flat.view_as(totals.histogram)
 
-    def totals(self) -> BinnedSums:
+    def totals(self, add_up: AddUp = as_it_is) -> BinnedSums:
         """The sums so far, on the CPU."""
-        return BinnedSums(**{name: value.cpu().clone() for name, value in self._totals.tensors().items()})
+        found = self._totals.tensors().items()
+        return BinnedSums(**{name: add_up(value).cpu().clone() for name, value in found})
 
     def start_from(self, totals: BinnedSums) -> None:
         """Go on from the sums of an earlier run."""

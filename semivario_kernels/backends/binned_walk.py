@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 
 from semivario_kernels.backends.binned_products import BlockProducts
-from semivario_kernels.binned_sums import BinnedSums
+from semivario_kernels.binned_sums import AddUp, BinnedSums, as_it_is
 
 Tensor = torch.Tensor
 
@@ -62,8 +62,8 @@ class PairBinning(Protocol):
     column_batch: int
     products: BlockProducts
 
-    def totals(self) -> BinnedSums:
-        """The sums so far, in one copy on the CPU."""
+    def totals(self, add_up: AddUp = as_it_is) -> BinnedSums:
+        """The sums so far, in one copy on the CPU; `add_up` takes whole units over the ranks before."""
 
     def start_from(self, totals: BinnedSums) -> None:
         """Go on from the sums of an earlier run."""

@@ -13,6 +13,7 @@ from semivario_kernels import (
     even_edges_km,
     log_edges_km,
 )
+from semivario_kernels.ranks import Ranks
 from semivario_kernels.robust_estimators import chi2_median, effective_dimensions
 from semivario_kernels.sorted_places import sorted_places
 
@@ -194,11 +195,13 @@ def test_chi2_median_equals_scipy(nu):
 
 def test_effective_dimensions():
     g = torch.Generator().manual_seed(0)
-    places, _ = sorted_places([("v", torch.randn(20000, 10, generator=g), random_latlon(20000, 1))], bins=1)
+    places, _ = sorted_places(
+        [("v", torch.randn(20000, 10, generator=g), random_latlon(20000, 1))], 1, Ranks()
+    )
     assert effective_dimensions(places) == pytest.approx(10, rel=0.01)
     line = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     assert effective_dimensions(
-        sorted_places([("v", line, random_latlon(4, 1))], bins=1)[0]
+        sorted_places([("v", line, random_latlon(4, 1))], 1, Ranks())[0]
     ) == pytest.approx(1)
 
 

@@ -376,3 +376,27 @@ def test_killed_and_interrupted_it_goes_on_where_it_was(files, capsys):
     checkpoint.write_bytes(saved)
     assert run(files, *options, "--restart") == 0
     assert_same(EmpiricalVariogram.load(files / "out.npz"), resumed)
+
+
+def test_processes_of_torchrun_share_the_pairs(files):
+    embeddings = np.load(files / "v.npy")
+    (files / "shards").mkdir()
+    for k, part in enumerate(np.array_split(embeddings, 3)):
+        np.save(files / "shards" / f"v-{k}.npy", part)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "semivario_kernels", "variogram", "shards", "p.npy", "-o", "out/two", "--bins", "20"]
+    done = subprocess.run(
+        [*torchrun, *command, "--first-km", "100", "--kind", "exponential", "--quiet"],
+        cwd=files,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = binned_semivariance(*field(900), edges_km=log_edges_km(100, ANTIPODE_KM, 20))
+    got = EmpiricalVariogram.load(files / "out" / "two.npz")
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
+    assert VariogramModel.load(files / "out" / "two.json") == fit_variogram(wanted, "exponential").model
+    assert {file.name for file in (files / "out").iterdir()} == {"two.json", "two.npz", "two.png"}
+    assert done.stdout.count("pairs of 900 places") == 1

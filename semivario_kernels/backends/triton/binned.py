@@ -13,7 +13,7 @@ from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.triton.binned_kernel import D_UNITS, KM_UNITS, bin_tile
 from semivario_kernels.backends.triton.products import product_into
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
-from semivario_kernels.binned_sums import HISTOGRAM_CELLS, BinnedRequest, BinnedSums
+from semivario_kernels.binned_sums import HISTOGRAM_CELLS, AddUp, BinnedRequest, BinnedSums, as_it_is
 
 Tensor = torch.Tensor
 
@@ -92,10 +92,11 @@ class TritonBinning:
             **options_of(side),
         )
 
-    def totals(self) -> BinnedSums:
+    def totals(self, add_up: AddUp = as_it_is) -> BinnedSums:
         """The sums so far, on the CPU."""
         self._flush()
-        return BinnedSums(**{name: value.cpu().clone() for name, value in self._totals.tensors().items()})
+        found = self._totals.tensors().items()
+        return BinnedSums(**{name: add_up(value).cpu().clone() for name, value in found})
 
     def start_from(self, totals: BinnedSums) -> None:
         """Go on from the sums of an earlier run."""

@@ -20,7 +20,7 @@ def run_on_ranks(world: int, jobs: dict, folder: Path, last=None) -> list[dict]:
     """
     context = multiprocessing.get_context("forkserver")
     # the first call of a custom operator would import torch._dynamo, in every rank anew
-    context.set_forkserver_preload(["torch._dynamo", "sharded_cases"])
+    context.set_forkserver_preload(["torch._dynamo", "rank_jobs"])
     processes = [
         context.Process(target=_run, args=(rank, world, jobs, last, folder), daemon=True)
         for rank in range(world)
