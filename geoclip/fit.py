@@ -130,7 +130,7 @@ def load_trained(
         raise ValueError(f"{checkpoint} is no checkpoint of this `geoclip fit`: {reason}") from error
     if weights == "averaged" or (weights is None and module.averaged is not None):
         module.use_averaged_weights()
-    return module.eval()
+    return module.float().eval()
 
 
 class _FitCLI(LightningCLI):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from geoclip.checkpoint import read_checkpoint
@@ -199,6 +200,13 @@ class GeoCLIPTraining(LightningModule):
         self.ranks = TrainingRanks.current()
         self.warm_up_loss.options["group"] = self.loss.options["group"] = self.ranks.group
         self.gallery = self._draw_gallery(self.hparams["gallery"])
+        if self.ranks.world > 1:
+            # by default rank 0's buffers replace the others' at every step: the queues are equal anyway, and
+            # the shares of the gallery are not
+            names = [name for name, _ in self.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+                self, names
+            )
         self.embedding_info = getattr(self.trainer.datamodule, "embedding_info", {})  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -310,6 +318,8 @@ class GeoCLIPTraining(LightningModule):
         """Note how far the run had come, and take the note on the backbone over."""
         self.embedding_info = checkpoint["embedding_info"]
         self.steps_done, self.steps_wanted = checkpoint["global_step"], checkpoint["max_steps"]
+        # Lightning converts the module after it has read the weights: float64 ones would be rounded on the way
+        self.to(checkpoint["state_dict"]["model.logit_scale"].dtype)
 
     def _trained(self) -> list[nn.Parameter]:
         parts = [self.model] if self.tower is None else [self.model, self.tower]
