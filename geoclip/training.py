@@ -318,7 +318,8 @@ class GeoCLIPTraining(LightningModule):
         """Note how far the run had come, and take the note on the backbone over."""
         self.embedding_info = checkpoint["embedding_info"]
         self.steps_done, self.steps_wanted = checkpoint["global_step"], checkpoint["max_steps"]
-        # Lightning converts the module after it has read the weights: float64 ones would be rounded on the way
+        # Lightning converts the module after it has read the weights: float64 ones would be rounded on the
+        # way
         self.to(checkpoint["state_dict"]["model.logit_scale"].dtype)
 
     def _trained(self) -> list[nn.Parameter]:
