@@ -24,6 +24,7 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 # the page's order; what is not named here is no result for users
 SECTIONS = {
     "accuracy": "Does it localise better?",
+    "strengths": "Which strengths?",
     "detection": "Does it find hard and false negatives?",
     "loss": "The loss: time and memory",
     "scaling": "The loss: growth with N and M",
@@ -84,8 +85,8 @@ def page(found: dict[tuple[str, str], Path], images: Path) -> str:
             lines += [f"## {SECTIONS[subject]}", ""]
             headed = subject
         lines += [f"From `{path.name}`.", ""]
-        if subject == "accuracy":
-            lines += _accuracy(result, images)
+        if subject in ("accuracy", "strengths"):
+            lines += _accuracy(result, subject, images)
         else:
             if subject == "scaling":
                 plot_scaling(result, images / f"scaling-{device}.svg")
@@ -95,16 +96,18 @@ def page(found: dict[tuple[str, str], Path], images: Path) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(result: dict[str, Any], images: Path) -> list[str]:
+def _accuracy(result: dict[str, Any], subject: str, images: Path) -> list[str]:
     training = result["training"]
     lines = [
         f"{training['steps']:,} steps of {training['batch_size']:,} photos; {result['finished']} of "
-        f"{result['planned']} planned runs had finished on {result['date']}. {READING}",
+        f"{result['planned']} planned runs had finished on {result['date']}. "
+        + "Of validation photos, which no other table reads. " * (subject == "strengths")
+        + READING,
         "",
     ]
     for world in dict.fromkeys(row["world"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["world"] == world]
-        name = f"accuracy-{world}.svg"
+        name = f"{subject}-{world}.svg"
         if any(row["difference_points"] for row in rows):
             _plot_differences(rows, images / name)
             lines += [f"![points above plain InfoNCE, world {world}](images/{name})", ""]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy.contestants import COMPARED, DEFAULT
+from benchmarks.accuracy.contestants import COMPARED, DEFAULT, PLAIN, SEARCHED
 from benchmarks.accuracy.detection import detect
 from benchmarks.accuracy.detection import markdown as detection_markdown
 from benchmarks.accuracy.plan import cost_core_hours, runs
@@ -29,7 +29,7 @@ from benchmarks.accuracy.worlds import DEFAULT_WORLD, WORLDS, make_world
 from benchmarks.machine import describe
 from benchmarks.progress import Progress
 
-TRAINING, DETECTION = "training", "detection"
+TRAINING, SEARCH, DETECTION = "training", "search", "detection"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     training = Training(steps=options.steps, precision=options.precision)
     contestants = [COMPARED[name] for name in dict.fromkeys(["none", *options.policies])]
+    if options.what == SEARCH:
+        contestants = [PLAIN, *SEARCHED]
     planned = runs(options.worlds, contestants, options.samplers, options.seeds, training)
     results, worlds = options.cache / "runs", options.cache / "worlds"
     pending = [run for run in planned if result_of(run, results) is None]
@@ -61,10 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "training": asdict(training),
         "planned": len(planned),
         "finished": len(finished),
-        "rows": rows_of(finished),
-        "validation_rows": rows_of(finished, validation=True),
+        "rows": rows_of(finished, validation=options.what == SEARCH),
     }
-    _write(options.out, "accuracy", result, markdown)
+    _write(options.out, "strengths" if options.what == SEARCH else "accuracy", result, markdown)
     return 0
 
 
@@ -90,9 +91,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(TRAINING, DETECTION),
+        choices=(TRAINING, SEARCH, DETECTION),
         default=TRAINING,
-        help="accuracy after training, or detection of planted negatives (default: %(default)s)",
+        help="accuracy after training; the search for strengths, on validation photos; or the detection of "
+        "planted negatives (default: %(default)s)",
     )
     parser.add_argument("--full", action="store_true", help="all worlds, policies and samplers")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, help=f"default: {DEFAULT_WORLD}")

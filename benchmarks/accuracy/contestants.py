@@ -60,6 +60,7 @@ PLAIN = Contestant("none")
 COMPARED = {
     "none": PLAIN,
     "explained-6": Contestant("explained", {"hard": 0, "false": 6}),
+    "explained-10": Contestant("explained", {"hard": 0, "false": 10}),
     "explained-15": Contestant("explained", {"hard": 0, "false": 15}),
     "explained-6-hard-6": Contestant("explained", {"hard": 6, "false": 6}),
     "semivariogram-15": Contestant("semivariogram", {"hard": 0, "false": 15}),
@@ -72,3 +73,13 @@ COMPARED = {
     "explained-6-nested": Contestant("explained", {"hard": 0, "false": 6}, variogram="nested"),
 }
 DEFAULT = ("none", "explained-6")
+# strengths of the default policy, chosen on held-out photos that no table of results reads
+SEARCHED = (
+    *(Contestant("explained", {"hard": 0, "false": false}) for false in (3, 6, 10, 15)),
+    *(Contestant("explained", {"hard": 6, "false": false}) for false in (0, 6, 10)),
+    Contestant("explained", {"hard": 6, "false": 6, "tolerance": 0.1}),
+    Contestant("explained", {"hard": 0, "false": 6}, schedule="rising"),
+    Contestant("explained", {"hard": 0, "false": 6}, schedule="falling"),
+    Contestant("explained", {"hard": 0, "false": 6}, schedule="late"),
+    Contestant("explained", {"hard": 0, "false": 6}, variogram="nested"),
+)

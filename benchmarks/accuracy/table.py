@@ -56,7 +56,7 @@ def markdown(result: dict[str, Any]) -> str:
     training = result["training"]
     return "\n".join(
         [
-            f"# Accuracy: {result['date']}",
+            f"# {result['subject'].capitalize()}: {result['date']}",
             "",
             f"{result['machine']['processor']}; {result['finished']} of {result['planned']} runs finished; "
             f"{training['steps']:,} steps of {training['batch_size']:,} photos, queue "

@@ -136,6 +136,7 @@ def test_table_pairs_seeds_with_those_of_plain_infonce() -> None:
     assert ours["difference_points"][0] == [0, 0, 0]
     text = markdown(
         {
+            "subject": "accuracy",
             "rows": [plain, ours],
             "training": asdict(TINY),
             "date": "2026-01-01",
