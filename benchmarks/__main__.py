@@ -26,8 +26,8 @@ from benchmarks.semivariogram.memory import measure_peaks
 from benchmarks.semivariogram.table import markdown as semivariogram_markdown
 from benchmarks.table import markdown
 
-LOSS, SEMIVARIOGRAM, SCALING, OPERATORS = "loss", "semivariogram", "scaling", "operators"
-ON_CPU_ONLY = (SCALING, OPERATORS)
+LOSS, SEMIVARIOGRAM, GROWTH, OPERATORS = "loss", "semivariogram", "growth", "operators"
+ON_CPU_ONLY = (GROWTH, OPERATORS)
 MEMORY, PEAK = "memory", "peak"
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "subject",
         nargs="?",
-        choices=(LOSS, SEMIVARIOGRAM, SCALING, OPERATORS),
+        choices=(LOSS, SEMIVARIOGRAM, GROWTH, OPERATORS),
         help="what to measure (default: all)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--device: wanted cpu or cuda, got {options.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device: cuda was asked for, but torch sees no GPU")
-    subjects = [options.subject] if options.subject else [LOSS, SEMIVARIOGRAM, SCALING, OPERATORS]
+    subjects = [options.subject] if options.subject else [LOSS, SEMIVARIOGRAM, GROWTH, OPERATORS]
     if device.type == "cuda":
         if options.subject in ON_CPU_ONLY:
             parser.error(f"--device: {options.subject} runs on the CPU only")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     names = {
         LOSS: [*dict.fromkeys(case.name for case in time_cases(device, sizes)), MEMORY],
-        SCALING: [SCALING],
+        GROWTH: [GROWTH],
         SEMIVARIOGRAM: (
             [case.name for case in on_gpu.CASES]
             if device.type == "cuda"
@@ -149,10 +149,10 @@ def _subject(subject: str, device: torch.device) -> tuple[Measure, Callable[[dic
         return _measure_loss, markdown
     if subject == SEMIVARIOGRAM:
         return _measure_semivariogram, on_gpu.markdown if device.type == "cuda" else semivariogram_markdown
-    if subject == SCALING:
-        from benchmarks import scaling
+    if subject == GROWTH:
+        from benchmarks import growth
 
-        return scaling.measure, scaling.markdown
+        return growth.measure, growth.markdown
     from benchmarks import operators
 
     return operators.measure, operators.markdown
@@ -162,8 +162,8 @@ def _write(stem: Path, result: dict[str, Any], text: str) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_name(stem.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_name(stem.name + ".md").write_text(text)
-    if result["subject"] == SCALING:
-        from benchmarks.scaling import plot
+    if result["subject"] == GROWTH:
+        from benchmarks.growth import plot
 
         plot(result, stem.with_name(stem.name + ".svg"))
     print(text)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy.table import HEAD, READING, cells
-from benchmarks.scaling import plot as plot_scaling
+from benchmarks.growth import plot as plot_growth
 from benchmarks.table import table
 from geoclip.metrics import THRESHOLDS_KM
 
@@ -27,7 +27,7 @@ SECTIONS = {
     "strengths": "Which strengths?",
     "detection": "Does it find hard and false negatives?",
     "loss": "The loss: time and memory",
-    "scaling": "The loss: growth with N and M",
+    "growth": "The loss: growth with N and M",
     "semivariogram": "The semivariogram",
     "operators": "Distances, top-k, batches, reading",
     "neighbours": "Nearest places",
@@ -88,9 +88,9 @@ def page(found: dict[tuple[str, str], Path], images: Path) -> str:
         if subject in ("accuracy", "strengths"):
             lines += _accuracy(result, subject, images)
         else:
-            if subject == "scaling":
-                plot_scaling(result, images / f"scaling-{device}.svg")
-                lines += [f"![time and memory against N and M](images/scaling-{device}.svg)", ""]
+            if subject == "growth":
+                plot_growth(result, images / f"growth-{device}.svg")
+                lines += [f"![time and memory against N and M](images/growth-{device}.svg)", ""]
             # its own heading becomes one below the section's
             lines += ["##" + path.with_suffix(".md").read_text().strip(), ""]
     return "\n".join(lines)

@@ -64,16 +64,16 @@ def test_only_names_cases_and_keeps_its_own_file(tmp_path) -> None:
     assert result["memory"] == []
 
 
-def test_scaling_and_operators_are_checked_and_plotted(tmp_path) -> None:
-    only = ["--only", "scaling", "operators"]
+def test_growth_and_operators_are_checked_and_plotted(tmp_path) -> None:
+    only = ["--only", "growth", "operators"]
     assert main(["--quick", "--seconds", "0", *only, "--out", str(tmp_path)]) == 0
-    (scaling_file,) = tmp_path.glob("scaling-cpu-*-quick-scaling.json")
-    scaling = json.loads(scaling_file.read_text())
-    assert {(row["case"], row["n"], row["m"]) for row in scaling["times"]} == {
+    (growth_file,) = tmp_path.glob("growth-cpu-*-quick-growth.json")
+    growth = json.loads(growth_file.read_text())
+    assert {(row["case"], row["n"], row["m"]) for row in growth["times"]} == {
         ("by M", 32, 48),
         ("by M", 32, 96),
     }
-    assert scaling_file.with_suffix(".svg").read_text().startswith("<?xml")
+    assert growth_file.with_suffix(".svg").read_text().startswith("<?xml")
     (operators_file,) = tmp_path.glob("operators-cpu-*-quick-operators.json")
     rows = json.loads(operators_file.read_text())["times"]
     assert {row["case"] for row in rows} == {"distances", "top-10", "neighbour batch", "reading"}
@@ -103,7 +103,7 @@ def test_a_wrong_operator_gets_no_speedup(monkeypatch) -> None:
     [
         (
             ["--only", "fast"],
-            "--only: wanted some of forward-8k, .*memory, exact, .*peak, scaling, operators, got fast",
+            "--only: wanted some of forward-8k, .*memory, exact, .*peak, growth, operators, got fast",
         ),
         (["semivariogram", "--only", "memory"], "--only: wanted some of exact, .*peak, got memory"),
         (["variance"], "subject: invalid choice: 'variance'"),

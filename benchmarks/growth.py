@@ -54,7 +54,7 @@ def measure(_: list[str], device: torch.device, sizes: Sizes, seconds: float) ->
 
 def markdown(result: dict[str, Any]) -> str:
     """The loss's tables under a heading of their own."""
-    return loss_markdown(result).replace("# Benchmarks:", "# Scaling of the loss:", 1)
+    return loss_markdown(result).replace("# Benchmarks:", "# Growth of the loss:", 1)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
