@@ -41,7 +41,7 @@ class Case(NamedTuple):
     bar_mib: float | None = None
 
 
-CASES = [Case(35_500, 35_500, 10, 200), Case(1_000_000, 2000, 180, 2048)]
+CASES = [Case(35_500, 35_500, 10, 200), Case(1_000_000, 500, 180, 2048)]
 QUICK = [Case(3000, 3000)]
 WARM_UP = Case(1000, 0)
 
