@@ -3,8 +3,8 @@
 A place is a ring of eight coloured sectors. The panorama unrolls it, the satellite image shows it from above;
 both are noisy. The places of a town share red and green, the strong colours; blue, the weak one, is each
 place's own: between towns a glance will do, within a town the details decide. A random batch seldom holds two
-places of a town. Towns of training and test differ. Every contender trains the same small network for the same
-number of steps; recall at 1 is over all test places. A benchmark that was stopped goes on after the last
+places of a town. Towns of training and test differ. Every contender trains the same small network for the
+same number of steps; recall at 1 is over all test places. A benchmark that was stopped goes on after the last
 finished run.
 """
 
