@@ -1,4 +1,4 @@
-"""The command line: `geoclip download | embed | variogram | fit | eval | predict | crossview | export | …`.
+"""The command line: `geoclip download | embed | variogram | fit | eval | predict | serve | …`.
 
 Every command is a module of `geoclip.commands` that imports what it needs when it runs, so that
 `geoclip --help` answers at once. What a user got wrong ends in one line on standard error;
@@ -13,7 +13,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from geoclip.commands import crossview, demo, download, embed, eval, export, fit, predict, variogram
+from geoclip.commands import crossview, demo, download, embed, eval, export, fit, predict, serve, variogram
 
 _DESCRIPTION = """\
 Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to places, in order:
@@ -23,6 +23,7 @@ Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to
   geoclip fit --config fit.yaml               train the image head and the location encoder
   geoclip eval runs/fit/last.ckpt data/test   accuracy within 1, 25, 200, 750 and 2500 km
   geoclip predict photo.jpg                   where was this taken?
+  geoclip serve                               the same as a page to drop photos on
   geoclip export runs/fit/last.ckpt mine      weights for others to use
 
 Photos against satellite images:  geoclip crossview fit --config cvusa
@@ -75,6 +76,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError):
+        if "pip install" in str(error):
+            return str(error)
         return f"{error}; the trainer's packages come with: pip install 'semivario-kernels[train]'"
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -95,6 +98,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="geoclip", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (download, embed, variogram, fit, eval, predict, crossview, export, demo):
+    for command in (download, embed, variogram, fit, eval, predict, serve, crossview, export, demo):
         command.add_parser(commands)
     return parser

@@ -24,12 +24,14 @@ class Weights:
         model: in evaluation mode, on the device asked for.
         backbone: open_clip model that made the embeddings of its training; None where that is not known.
         pretrained: the backbone's weights.
+        tuned: whether the backbone itself was trained: the model's own image encoder has it then.
     """
 
     source: str
     model: GeoCLIP
     backbone: str | None
     pretrained: str | None
+    tuned: bool = False
 
     def check_embeddings(self, name: str, dim: int) -> None:
         """Refuse embeddings of another length.
@@ -55,6 +57,7 @@ def load_weights(source: str, device: torch.device) -> Weights:
         ValueError: it holds something else.
         UpstreamUnavailable: the official weights are asked for and cannot be fetched.
     """
+    tuned = False
     if source == UPSTREAM:
         model = GeoCLIP.from_upstream(ImageEncoder(None, embedding_dim=768))
         named: dict[str, str | None] = {**OPEN_CLIP_L14}
@@ -63,6 +66,6 @@ def load_weights(source: str, device: torch.device) -> Weights:
         named = {"model": model.image_encoder.backbone, "pretrained": model.image_encoder.pretrained}
     else:
         module = load_trained(source)
-        model, info = module.model, module.embedding_info
+        model, info, tuned = module.model, module.embedding_info, module.tower is not None
         named = {"model": info.get("backbone"), "pretrained": info.get("pretrained")}
-    return Weights(source, model.to(device).eval(), named["model"], named["pretrained"])
+    return Weights(source, model.to(device).eval(), named["model"], named["pretrained"], tuned)

@@ -24,6 +24,10 @@ def run(options: argparse.Namespace) -> None:
     from geoclip.weights import load_weights
 
     weights = load_weights(options.checkpoint, torch.device("cpu"))
+    if weights.tuned:
+        raise ValueError(
+            f"{options.checkpoint} has a backbone of its own training, which the release format does not hold"
+        )
     model = weights.model
     model.gps_gallery = torch.from_numpy(read_places(options.gallery)).float()
     # what the weights were trained on, by name alone: nothing is loaded

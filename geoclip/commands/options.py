@@ -94,6 +94,9 @@ def tower_of(weights: Weights, options: argparse.Namespace) -> ImageEncoder:
         ValueError: the weights were trained on embeddings of no photo and --backbone is not given, or the
             backbone makes embeddings of another length.
     """
+    own = weights.model.image_encoder
+    if own.backbone is not None and options.backbone is None and options.pretrained is None:
+        return own  # its backbone may have been trained, too
     backbone = options.backbone or weights.backbone
     if backbone is None:
         raise ValueError(

@@ -57,14 +57,14 @@ def test_help_is_there_at_once_and_names_every_command():
     result = python("-m", "geoclip", "--help")
     seconds = time.monotonic() - start
     assert result.returncode == 0
-    for command in ("embed", "variogram", "fit", "eval", "predict", "export", "demo"):
+    for command in ("embed", "variogram", "fit", "eval", "predict", "serve", "export", "demo"):
         assert f"geoclip {command}" in result.stdout
     assert seconds < 2
     slow = python("-X", "importtime", "-m", "geoclip", "--help").stderr
     assert not any(f" {module}\n" in slow for module in ("torch", "numpy", "lightning", "open_clip"))
 
 
-@pytest.mark.parametrize("command", ["embed", "variogram", "eval", "predict", "export", "demo"])
+@pytest.mark.parametrize("command", ["embed", "variogram", "eval", "predict", "serve", "export", "demo"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
