@@ -140,9 +140,9 @@ def markdown(result: dict[str, Any]) -> str:
         "places, official weights, image tower excluded on both sides. Ours is the whole command with its "
         "radii, from the embedding store to the CSV, in a process that has loaded its modules.",
         "",
-        f"Upstream's `predict` took {statistics.median(theirs):.2f} s a query, the median of {len(theirs)} that "
-        f"were timed in turns with ours ({', '.join(f'{s:.2f}' for s in theirs)}); its loop over all queries is "
-        f"that times {result['queries']:,}: {result['upstream_loop_s']:,.0f} s.",
+        f"Upstream's `predict` took {statistics.median(theirs):.2f} s a query, the median of {len(theirs)} "
+        f"that were timed in turns with ours ({', '.join(f'{s:.2f}' for s in theirs)}); its loop over all "
+        f"queries is that times {result['queries']:,}: {result['upstream_loop_s']:,.0f} s.",
         "",
         f"| `geoclip predict` | s | faster than upstream's loop (bar: {result['bar']:.0f}) |",
         "| --- | --- | --- |",
@@ -153,8 +153,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {times} | {faster[name]:,.0f} ({met}) |")
     lines += [
         "",
-        f"Of the {compared} places of the timed queries {same} are upstream's, rank by rank; probabilities differ "
-        f"by {result['largest_difference_of_probability']:.0e} at most.",
+        f"Of the {compared} places of the timed queries {same} are upstream's, rank by rank; probabilities "
+        f"differ by {result['largest_difference_of_probability']:.0e} at most.",
         "",
     ]
     return "\n".join(lines)
