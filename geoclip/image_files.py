@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # zip: signature, ..., lengths of name and extra field
 _OPEN_ARCHIVES = 128  # file descriptors kept by a process, below the usual limit of 1,024
@@ -193,7 +194,7 @@ class _Handles:
 
     def _descriptor(self, path: Path) -> int:
         if self._process != os.getpid():  # forked: the parent's descriptors stay the parent's to close
-            self.__init__()  # type: ignore[misc]
+            self._process, self._open = os.getpid(), OrderedDict()
         if path in self._open:
             self._open.move_to_end(path)
         else:
@@ -216,8 +217,6 @@ def find_in_parts(
         stems: (N,) names looked for.
         parts: each part with the names in it, for an archive in the order of its members.
     """
-    import pyarrow.compute as pc
-
     inside: list[Any] = [names for _, names in parts]
     names = pa.chunked_array(inside, pa.large_string())
     found = pc.fill_null(pc.index_in(stems, value_set=names.combine_chunks()), -1).to_numpy()
