@@ -25,8 +25,8 @@ from benchmarks.machine import describe, processor_name
 from benchmarks.scaling.measure import POLICY, RANKS, measure_rank
 
 BAR = 1.7
-LOSS = {"n": 2048, "m": 8192, "d": 256, "e": 256}
-PLACES = {"n": 10_000, "e": 256, "bins": 32}
+LOSS = {"n": 4096, "m": 16_384, "d": 256, "e": 256}
+PLACES = {"n": 25_000, "e": 256, "bins": 32}
 QUICK_LOSS = {"n": 64, "m": 256, "d": 16, "e": 16}
 QUICK_PLACES = {"n": 500, "e": 16, "bins": 8}
 
@@ -34,7 +34,7 @@ QUICK_PLACES = {"n": 500, "e": 16, "bins": 8}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; the exit status is 1 where the bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of every case (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of every case (default: 3)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     options = parser.parse_args(arguments)
