@@ -17,7 +17,7 @@ class NativeBinning:
     """`binned_walk.PairBinning` in C++: float32 products, sums of whole units, a copy for each thread."""
 
     row_blocks: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
-    column_batch = 1024
+    column_batch = 768
 
     def __init__(self, request: BinnedRequest, products: BlockProducts) -> None:
         self.products = products
