@@ -32,7 +32,11 @@ MEMORY, PEAK = "memory", "peak"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks; the exit status is 1 where one of our backends fails or is wrong."""
+    """Run the benchmarks; the exit status is 1 where one of our backends fails or is wrong.
+
+    The times of the loss and of the semivariogram are also written after every case, as "…-unfinished", until
+    the run has ended: one that is stopped loses nothing.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "subject",
@@ -89,18 +93,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not chosen:
             continue
         measure, tables = _subject(subject, device)
-        result = {
+        head = {
             "subject": subject,
             "date": datetime.date.today().isoformat(),
             "sizes": sizes,
             "machine": describe(device),
-            **measure(chosen, device, sizes, options.seconds),
         }
         # a partial run never writes over a whole one of the same day
-        stem = [subject] * (subject != LOSS)
-        stem += [_slug(result["machine"]["processor"]) if device.type == "cuda" else "cpu", result["date"]]
-        stem += [sizes] * (sizes != "default") + (chosen if options.only else [])
-        _write(options.out / "-".join(stem), result, tables(result))
+        parts = [subject] * (subject != LOSS)
+        parts += [_slug(head["machine"]["processor"]) if device.type == "cuda" else "cpu", head["date"]]
+        parts += [sizes] * (sizes != "default") + (chosen if options.only else [])
+        stem = options.out / "-".join(parts)
+        unfinished = stem.with_name(stem.name + "-unfinished")
+
+        def keep(found: dict[str, Any], head=head, unfinished=unfinished, tables=tables) -> None:
+            _write(unfinished, head | found, tables(head | found))
+
+        result = head | measure(chosen, device, sizes, options.seconds, keep)
+        _write(stem, result, tables(result))
+        for suffix in (".json", ".md"):
+            unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
+        print(tables(result))
+        print(f"Written: {stem}.json and .md")
         ours = [row for row in result["times"] if row["role"] == "ours"]
         broken += [row for row in ours if row["failure"] or row["right"] is False]
     for row in broken:
@@ -108,7 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-def _measure_loss(only: list[str], device: torch.device, sizes: Sizes, seconds: float) -> dict[str, Any]:
+Keep = Callable[[dict[str, Any]], None]
+Measure = Callable[[list[str], torch.device, Sizes, float, Keep], dict[str, Any]]
+
+
+def _measure_loss(
+    only: list[str], device: torch.device, sizes: Sizes, seconds: float, keep: Keep
+) -> dict[str, Any]:
+    problem = {"variogram": VARIOGRAM.to_dict(), "logit_scale": LOGIT_SCALE}
     cases = [case for case in time_cases(device, sizes) if case.name in only]
     peaks = memory_cases(device, sizes) if MEMORY in only else []
     times: list[dict[str, Any]] = []
@@ -116,14 +137,16 @@ def _measure_loss(only: list[str], device: torch.device, sizes: Sizes, seconds: 
         for case in cases:
             progress.begin(f"{case.name} {case.n:,} × {case.m:,}")
             times += measure_case(case, device, budget_s=seconds, on_round=progress.rounds)
+            keep({"problem": problem, "times": times, "memory": []})
         if device.type == "cuda":
             torch.cuda.empty_cache()  # leave the GPU to the processes whose memory is measured
         memory = measure_memory(peaks, device, on_case=progress.begin)
-    problem = {"variogram": VARIOGRAM.to_dict(), "logit_scale": LOGIT_SCALE}
     return {"problem": problem, "times": times, "memory": memory}
 
 
-def _measure_semivariogram(only: list[str], device: torch.device, sizes: Sizes, _: float) -> dict[str, Any]:
+def _measure_semivariogram(
+    only: list[str], device: torch.device, sizes: Sizes, _: float, keep: Keep
+) -> dict[str, Any]:
     if device.type == "cuda":
         on_device = [case for case in on_gpu.CASES if case.name in only]
         with Progress(len(on_device)) as progress:
@@ -136,11 +159,9 @@ def _measure_semivariogram(only: list[str], device: torch.device, sizes: Sizes, 
         for case in cases:
             progress.begin(f"{case.name} {case.n:,} places, {case.rival}")
             times += measure_semivariogram(case, on_round=progress.rounds)
+            keep({"times": times, "memory": []})
         memory = measure_peaks(peaks, on_case=progress.begin)
     return {"times": times, "memory": memory}
-
-
-Measure = Callable[[list[str], torch.device, Sizes, float], dict[str, Any]]
 
 
 def _subject(subject: str, device: torch.device) -> tuple[Measure, Callable[[dict[str, Any]], str]]:
@@ -152,10 +173,10 @@ def _subject(subject: str, device: torch.device) -> tuple[Measure, Callable[[dic
     if subject == GROWTH:
         from benchmarks import growth
 
-        return growth.measure, growth.markdown
+        return (lambda *options: growth.measure(*options[:-1])), growth.markdown
     from benchmarks import operators
 
-    return operators.measure, operators.markdown
+    return (lambda *options: operators.measure(*options[:-1])), operators.markdown
 
 
 def _write(stem: Path, result: dict[str, Any], text: str) -> None:
@@ -166,8 +187,6 @@ def _write(stem: Path, result: dict[str, Any], text: str) -> None:
         from benchmarks.growth import plot
 
         plot(result, stem.with_name(stem.name + ".svg"))
-    print(text)
-    print(f"Written: {stem}.json and .md")
 
 
 def _slug(name: str) -> str:

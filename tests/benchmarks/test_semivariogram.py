@@ -54,6 +54,25 @@ def test_quick_run_writes_checked_ratios_and_a_table(tmp_path, capsys) -> None:
     assert {line.count(" | ") for line in table.splitlines() if line.startswith("|")} == {7}
 
 
+def test_a_run_that_is_stopped_keeps_its_finished_cases(tmp_path, monkeypatch) -> None:
+    measured = []
+
+    def stopping(case, *, on_round):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(case)
+        return measure_case(case, on_round=on_round)
+
+    monkeypatch.setattr("benchmarks.__main__.measure_semivariogram", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        main(["semivariogram", "--quick", "--out", str(tmp_path)])
+    (json_file,) = tmp_path.glob("*-quick-unfinished.json")
+    rows = json.loads(json_file.read_text())["times"]
+    assert [row["case"] for row in rows] == [QUICK[0].name] * 2
+    assert rows[1]["ratio"] > 0
+    assert f"| {QUICK[0].name} |" in json_file.with_suffix(".md").read_text()
+
+
 def test_without_a_subject_both_are_measured(tmp_path) -> None:
     assert main(["--quick", "--seconds", "0", "--only", "none", "exact", "--out", str(tmp_path)]) == 0
     names = sorted(file.name.split("-quick-")[1] for file in tmp_path.glob("*.json"))
