@@ -22,7 +22,7 @@ class FineTunedTower(nn.Module):
     Args:
         encoder: loads its backbone now.
         method: "last_k" trains the last blocks and what follows them, "lora" adapters of the attention and of
-            the linear layers in all blocks.
+            the linear layers in all blocks, but for those inside nn.MultiheadAttention.
         blocks: k.
         rank: of the adapters.
         seed: of the adapters' start.
@@ -99,23 +99,18 @@ def _adapters(tower: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]
         ) from error
     blocks, _ = _blocks(tower)
     inside = {id(module) for block in blocks for module in block.modules()}
-    # nn.MultiheadAttention hands its output layer's weight to a function: an adapter of that layer would be
-    # idle
-    attention = {name: m for name, m in tower.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    idle = tuple(f"{name}." for name in attention)
+    # not nn.MultiheadAttention: peft merges an adapter of it into the frozen weights and takes it out again
+    # at every call, and the rounding moves them; an adapter of its output layer alone would be idle
+    attention = tuple(f"{n}." for n, m in tower.named_modules() if isinstance(m, nn.MultiheadAttention))
     targets = [
         name
         for name, module in tower.named_modules()
         if id(module) in inside
-        and (name in attention or (isinstance(module, nn.Linear) and not name.startswith(idle or ("\0",))))
+        and isinstance(module, nn.Linear)
+        and not any(name.startswith(part) for part in attention)
     ]
-    before = {id(parameter) for parameter in tower.parameters()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), tower)
     tower.eval()
-    return {
-        name: parameter
-        for name, parameter in tower.named_parameters()
-        if id(parameter) not in before and "lora_" in name
-    }
+    return {name: parameter for name, parameter in tower.named_parameters() if "lora_" in name}
