@@ -89,22 +89,30 @@ class CrossViewData(LightningDataModule):
         self.train_views = read_views(dataset, root, "train")
         self.held_out = read_views(dataset, root, _HELD_OUT.get(dataset, "test"))
         self.pairs = self.train_views.pairs()
-        table = None
+        self._neighbours = None
         if sampling == "neighbours":
             if self.train_views.reference_latlon is None:
                 raise ValueError(f"sampling: {dataset} in {root} has no coordinates; wanted 'random'")
-            table = geographic_neighbours(self.train_views.reference_latlon, neighbours)
-        self.sampler = EpochBatchSampler(
-            len(self.pairs),
-            batch_size,
-            neighbours=table,
-            places=self.pairs,
-            nearest=nearest,
-            further=further,
-            seed=seed,
-        )
+            self._neighbours = geographic_neighbours(self.train_views.reference_latlon, neighbours)
+        self.sampler = self._make_sampler()
         self.batches_done = 0  # of the sampler's epoch; not those read ahead
         self.turn = TurnTogether(flip, rotate, panorama=dataset != "university1652")
+
+    def setup(self, stage: str) -> None:
+        """Give this process its share of the batches: only now there is a process group."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.sampler = self._make_sampler()
+
+    def _make_sampler(self) -> EpochBatchSampler:
+        return EpochBatchSampler(
+            len(self.pairs),
+            self.hparams["batch_size"],
+            neighbours=self._neighbours,
+            places=self.pairs,
+            nearest=self.hparams["nearest"],
+            further=self.hparams["further"],
+            seed=self.hparams["seed"],
+        )
 
     @property
     def pair_latlon(self) -> NDArray[np.float64] | None:

@@ -1,3 +1,9 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -201,3 +207,19 @@ def test_bad_input_is_named(tmp_path, capsys):
     assert "crossview: wanted 'fit' and its options, got train" in capsys.readouterr().err
     assert cli.main(["crossview", *["fit", *arguments(tmp_path / "run", tmp_path / "none")]]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_two_processes_see_different_rows(tmp_path):
+    root = write_vigor(tmp_path / "data")
+    options = {"data.batch_size": 8, "data.neighbours": 8, "trainer.devices": 2, "trainer.strategy": "ddp"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(Path(__file__).with_name("two_ranks.py")), str(tmp_path)]
+    command += arguments(tmp_path / "run", root, "vigor-same", epochs=2, **options)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert len(first) == len(second) == 2 * (72 // 16)
+    for epoch in range(2):
+        some = slice(4 * epoch, 4 * epoch + 4)
+        rows = [row for batch in (*first[some], *second[some]) for row in batch]
+        assert len(set(rows)) == len(rows) == 64
