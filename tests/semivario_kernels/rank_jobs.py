@@ -136,6 +136,24 @@ def refused(what):
     )
 
 
+def compiled():
+    """(loss, ∂x) of a loss over the group, eager and compiled as one graph."""
+    x, y = features(6, 1), features(9, 2)
+
+    def loss(x):
+        return semivariogram_info_nce(
+            x, y, None, None, 10.0, policy=NegativePolicy.none(), group=dist.group.WORLD
+        )
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        value = function(leaf)
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+    return found
+
+
 def lose_a_rank(group):
     """Rank 1 is killed between two blocks of the ring; the others go on as long as they can."""
     communication_plan.GATHERED_BYTES = 0

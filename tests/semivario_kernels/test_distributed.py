@@ -58,6 +58,12 @@ FOUR |= {
     f"bfloat16 {sizes}": Case(*SIZES[sizes], "ring", "explained", dtype=torch.bfloat16)
     for sizes in ("uneven", "gallery smaller")
 }
+ONE = {
+    "one rank": Case((9,), (30,), "queries"),
+    "one rank symmetric": Case((9,), (9,), "gallery", "ring", symmetric=True),
+    "one rank float32": Case((9,), (30,), "queries", "ring", "explained", dtype=torch.float32),
+}
+WORLDS = {1: ONE, 2: TWO, 4: FOUR}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
@@ -88,6 +94,11 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.raises(rank_jobs.StoppedError):
         rank_jobs.measure(None, folder / "one.npz", 5)
+    one = run_on_ranks(
+        1,
+        {name: (run_case, (case,)) for name, case in ONE.items()} | {"compiled": (rank_jobs.compiled, ())},
+        tmp_path_factory.mktemp("one"),
+    )
     jobs = {name: (run_case, (case,)) for name, case in TWO.items()}
     jobs |= {f"refused {what}": (rank_jobs.refused, (what,)) for what in REFUSED}
     jobs["stopped"] = (rank_jobs.measure_together, (folder / "two.npz", 4))
@@ -102,10 +113,10 @@ def ranks(tmp_path_factory):
     jobs["resumed"] = (rank_jobs.measure_together, (folder / "one.npz",))
     jobs["peak"] = (rank_jobs.peak_bytes, (PEAK_ROWS, PEAK_DIMS))
     four = run_on_ranks(4, jobs, tmp_path_factory.mktemp("four"), last=(rank_jobs.lose_a_rank, ()))
-    return {2: two, 4: four, "folder": folder}
+    return {1: one, 2: two, 4: four, "folder": folder}
 
 
-CASES = [(2, name) for name in TWO] + [(4, name) for name in FOUR]
+CASES = [(world, name) for world, cases in WORLDS.items() for name in cases]
 
 
 def found_by(ranks, name):
@@ -117,7 +128,7 @@ def found_by(ranks, name):
 
 @pytest.mark.parametrize(("world", "name"), CASES)
 def test_losses_and_gradients_are_those_of_one_process(ranks, world, name):
-    case = (TWO if world == 2 else FOUR)[name]
+    case = WORLDS[world][name]
     found = found_by(ranks[world], name)
     for rank in found:
         assert (rank["travels"], rank["scheme"]) == (case.travels, case.scheme)
@@ -137,6 +148,13 @@ def test_losses_and_gradients_are_those_of_one_process(ranks, world, name):
 def test_ranks_send_what_the_plan_says(ranks, world, name):
     for rank in ranks[world]:
         assert rank[name]["sent"] == rank[name]["planned"]
+
+
+def test_a_group_causes_no_graph_break(ranks):
+    (found,) = found_by(ranks[1], "compiled")
+    eager, compiled = found
+    for got, want in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", BEST)
