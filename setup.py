@@ -10,9 +10,11 @@ run-time library is linked statically and looks for a driver when it is first ca
 runs where there is no GPU. Wheels hold it where nvcc is found; a development install only where there is a
 GPU as well, or on demand, since it takes nvcc about two minutes of processor time.
 
+pybind11's headers are those of the installed package, or else the copy that torch brings.
+
 Environment: SEMIVARIO_NATIVE=1 makes a failing build of _native an error, =0 leaves it out; SEMIVARIO_CUDA
-alike for _native_cuda; SEMIVARIO_SANITIZE=1 builds _native with AddressSanitizer and
-UndefinedBehaviorSanitizer.
+alike for _native_cuda, whose architectures SEMIVARIO_CUDA_ARCHITECTURES names ("90" or "80 90");
+SEMIVARIO_SANITIZE=1 builds _native with AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 import os
@@ -23,6 +25,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -147,7 +150,10 @@ def architecture_flags(nvcc: str) -> list[str]:
     known = subprocess.run(
         [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
     ).stdout.split()
-    built = [number for number in CUDA_ARCHITECTURES if f"compute_{number}" in known]
+    wanted = os.environ.get("SEMIVARIO_CUDA_ARCHITECTURES", "").split() or CUDA_ARCHITECTURES
+    built = [number for number in wanted if f"compute_{number}" in known]
+    if not built:
+        raise CompileError(f"{nvcc} knows none of the architectures {', '.join(wanted)}")
     oldest = built[0]
     return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in built] + [
         f"-gencode=arch=compute_{oldest},code=compute_{oldest}"
@@ -187,20 +193,30 @@ def cuda_extension(include: str) -> Extension:
     )
 
 
+def pybind11_include() -> str | None:
+    """Folder of pybind11's headers."""
+    for package, folder in (("pybind11", "include"), ("torch", "include")):
+        found = find_spec(package)
+        if found is not None and found.origin is not None:
+            include = Path(found.origin).with_name(folder)
+            if (include / "pybind11" / "pybind11.h").exists():
+                return str(include)
+    return None
+
+
 def extensions() -> list[Extension]:
     """The extensions that are wanted and can be declared."""
     native, cuda = os.environ.get("SEMIVARIO_NATIVE"), os.environ.get("SEMIVARIO_CUDA")
     makers = [native_extension] if native != "0" else []
     if cuda == "1" or (cuda != "0" and find_nvcc() is not None):
         makers.append(cuda_extension)
-    try:
-        import pybind11
-    except ImportError:
+    include = pybind11_include()
+    if include is None:
         if "1" in (native, cuda):
-            raise
+            raise ImportError("neither pybind11 nor torch is installed, whose headers the extensions want")
         print("warning: pybind11 is missing; building without compiled kernels", file=sys.stderr)
         return []
-    return [make(pybind11.get_include()) for make in makers]
+    return [make(include) for make in makers]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})

@@ -13,7 +13,7 @@ from semivario_kernels import NegativePolicy
 Sizes = Literal["quick", "default", "full"]
 NONE = NegativePolicy.none()
 SEMIVARIOGRAM = NegativePolicy.semivariogram(hard=5, false=5)
-PRODUCTS, NAIVE, COMPILED, OPEN_CLIP = "products", "naive", "naive compiled", "open_clip"
+PRODUCTS, NAIVE, COMPILED, OPEN_CLIP, INF_CL = "products", "naive", "naive compiled", "open_clip", "inf_cl"
 FLOOR, DEFAULT_WORKSPACE = "floor", "default workspace"
 
 
@@ -114,7 +114,8 @@ CUDA = [
     Case("mean-131k-128mb", 4096, 131072, dtype=BF16, workspace_mb=128, rivals=(DEFAULT_WORKSPACE,),
          bars={DEFAULT_WORKSPACE: 1 / 1.6}),
     Case("mean-1m", 4096, 1048576, dtype=BF16, rivals=()),
-    Case("plain-symmetric", 32768, 32768, policy=NONE, symmetric=True, dtype=BF16, bars={FLOOR: 3.0}),
+    Case("plain-symmetric", 32768, 32768, policy=NONE, symmetric=True, dtype=BF16, rivals=(NAIVE, INF_CL),
+         bars={FLOOR: 3.0}),
     Case("forward-131k", 4096, 131072, backward=False, dtype=BF16),
     Case("none", 4096, 131072, reduction="none", dtype=BF16),
     Case("symmetric", 16384, 16384, symmetric=True, dtype=BF16),

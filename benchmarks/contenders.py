@@ -1,4 +1,4 @@
-"""Who runs in a case: our backends, naive torch, open_clip, and the matrix products alone (the floor)."""
+"""Who runs in a case: our backends, naive torch, open_clip, Inf-CL, and the matrix products alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import COMPILED, DEFAULT_WORKSPACE, NAIVE, OPEN_CLIP, PRODUCTS, Case
+from benchmarks.cases import COMPILED, DEFAULT_WORKSPACE, INF_CL, NAIVE, OPEN_CLIP, PRODUCTS, Case
 from benchmarks.naive import naive_info_nce
 from benchmarks.problem import VARIOGRAM, Problem
 from semivario_kernels import available_backends, semivariogram_info_nce
@@ -72,6 +72,21 @@ def open_clip_run(case: Case, problem: Problem) -> Run:
     return loss_run(loss, case, problem)
 
 
+def inf_cl_run(case: Case, problem: Problem) -> Run:
+    """Inf-CL's Triton kernels (inf-cl on PyPI) on normalised features, for rows and for columns.
+
+    They cast to float32, and want D to be a multiple of 256.
+    """
+    from inf_cl import cal_flash_loss
+
+    def loss(x, y, _query_latlon, _gallery_latlon, logit_scale, *, symmetric, **_):
+        x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
+        rows = cal_flash_loss(x, y, scale=logit_scale).mean()
+        return (rows + cal_flash_loss(y, x, scale=logit_scale).mean()) / 2 if symmetric else rows
+
+    return loss_run(loss, case, problem)
+
+
 def products_run(case: Case, problem: Problem) -> Run:
     """The products a case cannot do without, by one torch.mm each into memory that is already there."""
     x, y = problem.x.detach(), problem.y.detach()
@@ -100,6 +115,8 @@ def rival_run(name: str, case: Case, problem: Problem) -> Run:
         return loss_run(torch.compile(naive_info_nce, dynamic=False), case, problem)
     if name == OPEN_CLIP:
         return open_clip_run(case, problem)
+    if name == INF_CL:
+        return inf_cl_run(case, problem)
     if name == DEFAULT_WORKSPACE:
         return loss_run(semivariogram_info_nce, case, problem)
     raise ValueError(f"name: wanted a rival, got {name!r}")

@@ -121,7 +121,10 @@ def semivariogram_info_nce(
         raise ValueError(f"policy: wanted a NegativePolicy, got {type(policy).__name__}")
     if workspace_mb is not None:
         check_number("workspace_mb", workspace_mb, low=0, open_low=True)
-    scale = torch.as_tensor(logit_scale, device=features.device)
+    if isinstance(logit_scale, float):  # filled in on the device: a copy would break a CUDA graph's capture
+        scale = torch.full((), logit_scale, dtype=arithmetic_dtype(features), device=features.device)
+    else:
+        scale = torch.as_tensor(logit_scale, device=features.device)
     if scale.numel() != 1 or not scale.is_floating_point():
         raise ValueError(
             f"logit_scale: wanted a floating-point scalar, got {scale.dtype} of shape {tuple(scale.shape)}"
@@ -184,7 +187,7 @@ def semivariogram_info_nce(
         return losses
     loss = losses.sum()
     if reduction == "mean":
-        total = loss.new_tensor(n) if weights is None else weights.sum()
+        total = loss.new_full((), n) if weights is None else weights.sum()
         # a rank without rows, or with weights of 0 only, has no mean
         loss = loss / torch.where(total > 0, total, 1) if sharded else loss / total
     return loss

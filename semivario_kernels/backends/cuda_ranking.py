@@ -1,4 +1,8 @@
-"""The best gallery entries of every query: scores by cuBLAS into a reused tile, ranked as they come."""
+"""The best gallery entries of every query: scores by cuBLAS into a reused tile, ranked as they come.
+
+For k above 1,024, which is what a block's shared memory holds, and in float64 torch ranks the tiles:
+streaming too, in memory for a tile and k entries a row, but it waits for the GPU.
+"""
 
 from __future__ import annotations
 

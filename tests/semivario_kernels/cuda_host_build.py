@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-import pybind11
+import torch
 
 from benchmarks.cuda_build import CACHE, source_key
 
@@ -36,6 +36,8 @@ def compiler() -> str:
 
 
 def unavailable_reason() -> str | None:
+    if torch.cuda.is_available():
+        return "there is a GPU to run the kernels on"
     return None if shutil.which(compiler()) else f"no C++ compiler: {compiler()}"
 
 
@@ -58,7 +60,10 @@ def host_module() -> ModuleType:
 
 
 def _build(folder: Path, library: Path) -> None:
-    includes = [f"-I{path}" for path in (STAND_IN, pybind11.get_include(), sysconfig.get_paths()["include"])]
+    pybind11 = Path(torch.__file__).with_name("include")  # torch brings its headers
+    includes = [f"-I{path}" for path in (STAND_IN, sysconfig.get_paths()["include"])] + [
+        f"-isystem{pybind11}"
+    ]
     compilations = []
     for source in [*ROOT.glob("csrc/cuda/*.cu"), ROOT / "csrc/cuda/bindings.cpp"]:
         output = folder / f"{source.stem}.o"
