@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.aot.budget import newest_table, problems
 from benchmarks.aot.covering import covering
@@ -47,14 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for index, record in zip(indices, records_of(kernels, indices), strict=True):
         kernel = kernels[index]
-        row = {"kernel": kernel.name, "label": kernel.label, "capability": kernel.capability, **record}
+        row = {"kernel": kernel.name, "label": kernel.label, "capability": kernel.capability}
+        row |= {"blocks": blocks_of(kernel), **record}
         rows.append({**row, "problems": problems(kernel, kernel.label, record, table)})
     result = {"date": datetime.date.today().isoformat(), "triton": triton.__version__, "kernels": rows}
 
     part = ["cover"] * (options.cover is not None) + (options.only or [])
     stem = "-".join(["aot", result["date"], *part])
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / f"{stem}.json").write_text(json_lines(result))
     (options.out / f"{stem}.md").write_text(markdown(result))
     wrong = [row for row in rows if row["problems"]]
     for row in wrong:
@@ -62,6 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{row['kernel']}, {row['label']}, sm_{row['capability']}: {problem}", file=sys.stderr)
     print(f"{len(rows)} compilations, {len(wrong)} with problems. Written: {options.out / stem}.json and .md")
     return 1 if wrong else 0
+
+
+def blocks_of(kernel: Any) -> list[int]:
+    """Compile-time sizes of blocks, in the order of the kernel's arguments."""
+    names = [name for name in kernel.function.arg_names if name.startswith("BLOCK") or name == "PARTS"]
+    return [kernel.constexprs[name] for name in names]
+
+
+def json_lines(result: dict[str, Any]) -> str:
+    """JSON with one compilation a line."""
+    head = json.dumps({**result, "kernels": []})
+    rows = ",\n".join(map(json.dumps, result["kernels"]))
+    return f"{head.removesuffix(']}')}\n{rows}\n]}}\n"
 
 
 if __name__ == "__main__":

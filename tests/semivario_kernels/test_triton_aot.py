@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from benchmarks.aot.addresses import narrow_offsets
 from benchmarks.aot.budget import newest_table
 from benchmarks.aot.covering import covering
+from semivario_kernels.backends.triton import configurations
+from semivario_kernels.policy import POLICY_KINDS
+from semivario_kernels.variogram import KINDS
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60  # compilations in one test run
@@ -52,6 +56,108 @@ def test_shipped_kernels_stay_within_their_budget(compiled):
         assert row["tensor_memory_columns"] <= 512
         assert f"| {row['kernel']} | {row['label']} | sm_{row['capability']} |" in table
     assert set(map(frozenset, architectures.values())) == {frozenset({80, 90, 100})}
+
+
+def test_a_test_run_covers_every_kernel_architecture_dtype_policy_and_kind(compiled):
+    """Counted from the labels, without what chose the compilations."""
+    rows, _ = compiled
+    assert len(rows) <= LIMIT
+    pairs = {(row["kernel"], row["capability"]) for row in rows}
+    kernels = {kernel for kernel, _ in pairs}
+    assert kernels >= {"fused_statistics", "fused_gradient", "merge_gradient", "strip_forward", "keep_best"}
+    assert kernels >= {"strip_gradient", "column_sums", "merge_slots", "project_rows", "bin_tile"}
+    assert kernels >= {"distances", "unlikeness"}
+    assert pairs == {(kernel, capability) for kernel in kernels for capability in (80, 90, 100)}
+    for kernel in ("fused_statistics", "fused_gradient", "strip_forward"):
+        words = {word for row in rows if row["kernel"] == kernel for word in row["label"].split()}
+        assert words >= {"bf16", "fp16", "fp32"}
+    words = {word for row in rows for word in row["label"].split()}
+    assert words >= set(POLICY_KINDS)
+    assert {kind for word in words for kind in word.split("+")} >= set(KINDS)
+    assert words >= {
+        "chord",
+        "features",
+        "columns",
+        "exclude",
+        "splits",
+        "symmetric",
+        "quarters",
+        "histogram",
+    }
+
+
+LISTED = """
+import json
+from benchmarks.aot.pool import shipped_kernels
+print(json.dumps([(kernel.name, kernel.capability, kernel.label) for kernel in shipped_kernels()]))
+"""
+
+
+def test_everything_ships_in_every_dtype_on_every_architecture():
+    done = run("-c", LISTED)
+    assert done.returncode == 0, done.stderr
+    labels = {}
+    for kernel, capability, label in json.loads(done.stdout):
+        dtype, *words = label.split()
+        labels.setdefault((kernel, capability, dtype), set()).add(" ".join(words))
+    for capability, dtype in product((80, 90, 100), ("bf16", "fp16", "fp32")):
+        for kernel in ("fused_statistics", "fused_gradient"):
+            words = {word for label in labels[kernel, capability, dtype] for word in label.split()}
+            assert words >= {"chord", "features", *POLICY_KINDS}
+            assert {kind for word in words for kind in word.split("+")} >= set(KINDS)
+        reading = {label.split()[0] for label in labels["strip_forward", capability, dtype]}
+        assert reading >= {"semivariogram", "explained", "threshold", "rectify", "penalty"}
+        for kernel in ("strip_gradient", "merge_gradient", "project_rows"):
+            assert (kernel, capability, dtype) in labels
+
+
+def ptxas_says(rows, kernel, blocks, capabilities):
+    """Words of configurations.py on an entry of its tables."""
+    words = []
+    for capability in capabilities:
+        found = [
+            row
+            for row in rows
+            if (row["kernel"], row["capability"]) == (kernel, capability) and row["blocks"] == blocks
+        ]
+        assert found, f"{kernel} {blocks} on sm_{capability} is not in the results (make aot)"
+        most = {figure: max(row[figure] for row in found) for figure in ("registers", "shared_bytes")}
+        kib = f"{most['shared_bytes'] / 1024:.1f}".removesuffix(".0")
+        words.append(f"sm_{capability} {most['registers']} registers {kib} KiB")
+    return "# " + ", ".join(words)
+
+
+def test_the_configurations_state_what_ptxas_reports():
+    rows = json.loads(sorted((ROOT / "benchmarks/results").glob("aot-????-??-??.json"))[-1].read_text())[
+        "kernels"
+    ]
+    lines = [line.strip() for line in Path(configurations.__file__).read_text().splitlines()]
+    wanted = []
+    for name, table in configurations.FUSED_BLOCKS.items():
+        kernel = "fused_statistics" if "sums" in name else "fused_gradient"
+        for (oldest, itemsize), blocks in table.items():
+            served = [
+                capability
+                for capability in (80, 90, 100)
+                if configurations.fused_blocks(name, capability, itemsize) is table[oldest, itemsize]
+            ]
+            sizes = [blocks.own, blocks.other, blocks.k]
+            sizes += [blocks.dims, blocks.parts] if blocks.dims else []
+            words = ptxas_says(rows, kernel, sizes, served)
+            wanted.append((words, f"({oldest}, {itemsize}): FusedBlocks({sizes[0]}, {sizes[1]}, {sizes[2]},"))
+    for words, entry in wanted:
+        at = [k for k, line in enumerate(lines) if line == words]
+        assert any(lines[k + 1].startswith(entry) for k in at), f"above {entry} wanted: {words}"
+    strips = configurations.STRIP_BLOCKS
+    for kernel, blocks in (
+        ("strip_forward", [strips.rows, strips.columns]),
+        ("strip_gradient", [strips.rows, strips.columns]),
+        ("column_sums", [strips.rows, strips.columns]),
+        ("merge_slots", [strips.merge, strips.merge_slots]),
+        ("project_rows", [strips.project_rows, strips.project_columns]),
+    ):
+        words = ptxas_says(rows, kernel, blocks, (80, 90, 100)).replace("# ", f"# {kernel}: ")
+        assert words in lines, f"wanted: {words}"
 
 
 def test_low_precision_products_use_wgmma_on_sm_90(compiled):

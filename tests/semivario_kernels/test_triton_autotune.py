@@ -18,7 +18,7 @@ from semivario_kernels.backends.triton.autotune import Choices, candidates, choi
 from semivario_kernels.backends.triton.configurations import FusedBlocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TABLE = FusedBlocks(32, 32, 32, 4, 2, 32)
+TABLE = FusedBlocks(32, 32, 32, 4, 2, 32, 1)
 
 
 class Clock:
@@ -140,8 +140,8 @@ def assert_equals_reference():
 def tuned(monkeypatch):
     """Blocks from `TABLE`, chosen by what the caller puts in place of `fastest_blocks`."""
     monkeypatch.setattr(fused_driver, "autotunes", lambda device: True)
-    monkeypatch.setattr(fused_driver, "statistics_blocks", lambda *_: replace(TABLE, dims=0))
-    monkeypatch.setattr(fused_driver, "fused_blocks", lambda *_: TABLE)
+    sums = replace(TABLE, dims=0, parts=0)
+    monkeypatch.setattr(fused_driver, "fused_blocks", lambda name, *_: sums if "sums" in name else TABLE)
     return lambda chosen: monkeypatch.setattr(fused_driver, "fastest_blocks", chosen)
 
 

@@ -25,6 +25,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LEAVES = ("x", "y", "logit_scale")
 WAYS = {"strips": 1000, "fused": 1}  # workspace_mb that leads there
 N, M, D, E = 21, 50, 21, 19  # larger than the blocks below and no multiple of them
+LONG = torch.randn(
+    N + M, 53, generator=torch.Generator().manual_seed(2)
+)  # the fused gradient takes it in two chunks
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +37,9 @@ def small_blocks(monkeypatch):
         rows=8, columns=16, steps=2, merge=16, merge_slots=1, project_rows=32, project_columns=16
     )
     monkeypatch.setattr(strip_epilogue, "STRIP_BLOCKS", strips)
-    for table in (
-        configurations.STATISTICS_BLOCKS,
-        configurations.LONG_STATISTICS_BLOCKS,
-        configurations.GRADIENT_BLOCKS,
-    ):
+    for table in configurations.FUSED_BLOCKS.values():
         for key in table:
-            monkeypatch.setitem(table, key, FusedBlocks(16, 16, 16, 4, 2, 16))
+            monkeypatch.setitem(table, key, FusedBlocks(16, 32, 16, 4, 2, 16, 2))
     for name in ("ROW_BLOCK", "GPU_ROW_BLOCK"):
         monkeypatch.setattr(tile_driver, name, 13)
     for name in ("COLUMN_TILE", "GPU_COLUMN_TILE"):
@@ -95,8 +94,11 @@ def assert_equals_reference(p, tolerance, *, way, **options):
         assert error <= tolerance * exactly.abs().max()
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("name", POLICIES)
+# what the columns add depends on a and f only
+@pytest.mark.parametrize(
+    ("name", "symmetric"),
+    [(name, False) for name in POLICIES] + [(name, True) for name in ("none", "rectify", "penalty")],
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_policy(way, name, symmetric):
     """With exclusions and label smoothing; pairs without an image, duplicates, antipodes are among them."""
@@ -123,7 +125,7 @@ def test_every_policy(way, name, symmetric):
         {"normalize": False, "logit_scale": torch.tensor(0.4)},
         {"dissimilarity": "features", "query_embeddings": None, "gallery_embeddings": None},
         {"targets": torch.arange(N).flip(0) + 27},
-        {"policy": NegativePolicy.none(), "reduction": "none"},
+        {"policy": NegativePolicy.none(), "reduction": "none", "x": LONG[:N], "y": LONG[N:]},
     ],
     ids=lambda options: "-".join(options),
 )

@@ -61,6 +61,11 @@ class StripBlocks:
         return {**self.options, "maxnreg": 168} if capability >= 100 else self.options
 
 
+# strip_forward: sm_80 179 registers 4 KiB, sm_90 162 registers 0.5 KiB, sm_100 157 registers 0.5 KiB
+# strip_gradient: sm_80 80 registers 4 KiB, sm_90 72 registers 4 KiB, sm_100 72 registers 4 KiB
+# column_sums: sm_80 108 registers 2 KiB, sm_90 96 registers 2 KiB, sm_100 108 registers 2 KiB
+# merge_slots: sm_80 128 registers 0.5 KiB, sm_90 127 registers 0.5 KiB, sm_100 126 registers 0.5 KiB
+# project_rows: sm_80 56 registers 0.1 KiB, sm_90 72 registers 0.1 KiB, sm_100 56 registers 0.1 KiB
 STRIP_BLOCKS = StripBlocks()
 
 
@@ -73,7 +78,8 @@ class FusedBlocks:
     k: int  # dimensions at a time
     num_warps: int
     num_stages: int
-    dims: int = 0  # of the gradient's accumulator, at most; 0 for the sums
+    dims: int = 0  # of one accumulator of the gradient, at most; 0 for the sums
+    parts: int = 0  # accumulators side by side, at most
 
     @property
     def block(self) -> dict[str, int]:
@@ -91,32 +97,74 @@ class FusedBlocks:
         }
 
 
-# (oldest capability, bytes of an element) → blocks. ptxas reports up to 255 registers and no spills. Shared
-# memory of the sums: 72 KB at 128 × 64, 48 KB at 64 × 64, 6 KB at 64 × 32; of the gradient 20 to 24 KB, on
-# sm_100 with all 512 columns of tensor memory. Exact float32 products hold their factors in registers: 32
-# dimensions at a time take up to 65 more than 16, and spill.
-STATISTICS_BLOCKS = {
-    (80, 2): FusedBlocks(128, 64, 64, 8, 3),
-    (100, 2): FusedBlocks(64, 64, 64, 8, 3),  # 128 × 64 would spill 48 B
-    (80, 4): FusedBlocks(64, 32, 16, 8, 2),
-}
-# f needs two more sums, with which 128 × 64 pairs would spill 16 to 36 B, a nested model up to 88 B
-LONG_STATISTICS_BLOCKS = {
-    (80, 2): FusedBlocks(64, 64, 64, 8, 3),
-    (80, 4): FusedBlocks(64, 32, 16, 8, 2),
-}
-GRADIENT_BLOCKS = {
-    (80, 2): FusedBlocks(64, 32, 64, 8, 2, 256),
-    (80, 4): FusedBlocks(32, 32, 16, 8, 2, 128),
+# kernel and arithmetic → (oldest capability, bytes of an element) → blocks. The entry of the newest
+# architecture that is not newer than the GPU's counts, so that sm_80's are the default. Above each stand
+# ptxas's registers of a thread and shared memory of a program, for what needs most; nothing spills. Exact
+# float32 products hold their factors in registers: 32 dimensions at a time take up to 65 more than 16, and
+# spill.
+FUSED_BLOCKS = {
+    "sums": {
+        # sm_80 255 registers 48 KiB, sm_90 227 registers 72 KiB
+        (80, 2): FusedBlocks(128, 64, 64, 8, 3),
+        # sm_100 187 registers 48 KiB
+        (100, 2): FusedBlocks(64, 64, 64, 8, 3),
+        # sm_80 215 registers 6 KiB, sm_90 216 registers 6 KiB, sm_100 228 registers 6 KiB
+        (80, 4): FusedBlocks(64, 32, 16, 8, 2),
+    },
+    # 128 × 64 pairs would spill 16 to 88 B
+    "long sums": {
+        # sm_80 254 registers 32 KiB, sm_90 205 registers 48 KiB, sm_100 187 registers 48 KiB
+        (80, 2): FusedBlocks(64, 64, 64, 8, 3),
+        # sm_80 215 registers 6 KiB, sm_90 216 registers 6 KiB, sm_100 228 registers 6 KiB
+        (80, 4): FusedBlocks(64, 32, 16, 8, 2),
+    },
+    # 64 × 64 pairs would spill 188 to 204 B on sm_100
+    "nested sums": {
+        # sm_80 178 registers 24 KiB, sm_90 168 registers 36 KiB, sm_100 158 registers 36 KiB
+        (80, 2): FusedBlocks(64, 32, 64, 8, 3),
+        # sm_80 215 registers 6 KiB, sm_90 216 registers 6 KiB, sm_100 228 registers 6 KiB
+        (80, 4): FusedBlocks(64, 32, 16, 8, 2),
+    },
+    "gradient": {
+        # sm_80 255 registers 16 KiB
+        (80, 2): FusedBlocks(64, 16, 64, 8, 2, 128, 4),
+        # sm_90 255 registers 24 KiB
+        (90, 2): FusedBlocks(64, 32, 64, 8, 2, 64, 8),
+        # sm_100 221 registers 24 KiB
+        (100, 2): FusedBlocks(64, 32, 64, 8, 2, 256, 1),
+        # sm_80 186 registers 20 KiB, sm_90 208 registers 20 KiB, sm_100 207 registers 20 KiB
+        (80, 4): FusedBlocks(32, 32, 16, 8, 2, 128, 1),
+    },
+    # 64 × 32 pairs would spill 8 to 32 B on sm_90
+    "long gradient": {
+        # sm_80 255 registers 16 KiB, sm_90 247 registers 32 KiB
+        (80, 2): FusedBlocks(64, 16, 64, 8, 2, 128, 4),
+        # sm_100 221 registers 24 KiB
+        (100, 2): FusedBlocks(64, 32, 64, 8, 2, 256, 1),
+        # sm_80 186 registers 20 KiB, sm_90 208 registers 20 KiB, sm_100 207 registers 20 KiB
+        (80, 4): FusedBlocks(32, 32, 16, 8, 2, 128, 1),
+    },
 }
 
 
-def fused_blocks(table: dict[tuple[int, int], FusedBlocks], capability: int, itemsize: int) -> FusedBlocks:
+def fused_blocks(name: str, capability: int, itemsize: int) -> FusedBlocks:
     """Return the blocks of the newest architecture that is not newer than the GPU's."""
+    table = FUSED_BLOCKS[name]
     return table[max(key for key in table if key[0] <= capability and key[1] == itemsize)]
 
 
-def statistics_blocks(options: PairOptions, capability: int, itemsize: int) -> FusedBlocks:
-    """Return the blocks of `fused_statistics`."""
-    long = options.policy == "rectify" or len(options.kinds) > 1
-    return fused_blocks(LONG_STATISTICS_BLOCKS if long else STATISTICS_BLOCKS, capability, itemsize)
+def sums_name(options: PairOptions, excludes: bool) -> str:
+    """Which of `FUSED_BLOCKS` serves `fused_statistics`.
+
+    f brings two more sums, a chord model two distances where the policy compares h with a range.
+    """
+    two_distances = options.chord and options.policy in ("threshold", "penalty")
+    if len(options.kinds) > 2:
+        return "nested sums"
+    long = options.policy == "rectify" or len(options.kinds) > 1 or two_distances or excludes
+    return "long sums" if long else "sums"
+
+
+def gradient_name(options: PairOptions) -> str:
+    """Which of `FUSED_BLOCKS` serves `fused_gradient`."""
+    return "long gradient" if options.policy == "rectify" or len(options.kinds) > 1 else "gradient"

@@ -18,12 +18,12 @@ from semivario_kernels.backends.tile_driver import (
 from semivario_kernels.backends.triton import fused_kernels, strip_kernels
 from semivario_kernels.backends.triton.autotune import autotunes, fastest_blocks
 from semivario_kernels.backends.triton.configurations import (
-    GRADIENT_BLOCKS,
     STRIP_BLOCKS,
     FusedBlocks,
     capability_of,
     fused_blocks,
-    statistics_blocks,
+    gradient_name,
+    sums_name,
 )
 from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
 from semivario_kernels.backends.triton.shipped import (
@@ -190,7 +190,9 @@ class FusedDriver(TritonTileDriver):
         """(6, own) float64."""
         blocks = self._blocks(
             "fused_statistics",
-            statistics_blocks(self._options, self._capability, _itemsize(own)),
+            fused_blocks(
+                sums_name(self._options, self.problem.exclude is not None), self._capability, _itemsize(own)
+            ),
             lambda blocks: self._launch_statistics(own, other, blocks),
             own,
         )
@@ -235,7 +237,7 @@ class FusedDriver(TritonTileDriver):
         with launching_on(own.features):
             blocks = self._blocks(
                 "fused_gradient",
-                fused_blocks(GRADIENT_BLOCKS, self._capability, _itemsize(own)),
+                fused_blocks(gradient_name(self._options), self._capability, _itemsize(own)),
                 lambda blocks: self._launch_gradient(own, other, own_side, other_side, gain, blocks),
                 own,
                 own_side is not None,
@@ -256,7 +258,8 @@ class FusedDriver(TritonTileDriver):
         dims = own.features.shape[1]
         device = own.features.device
         block_dims = min(blocks.dims, max(16, triton.next_power_of_2(dims)))
-        own_blocks, chunks = triton.cdiv(n, blocks.own), triton.cdiv(dims, block_dims)
+        all_parts = triton.cdiv(dims, block_dims)
+        own_blocks, chunks = triton.cdiv(n, blocks.own), triton.cdiv(all_parts, blocks.parts)
         most = max(1, PARTIAL_BYTES // (4 * n * dims))
         splits, share = self._splits(own_blocks * chunks, m, blocks.other, most)
         scale = self.prepared.scale if gain is None else self.prepared.scale / gain
@@ -281,6 +284,7 @@ class FusedDriver(TritonTileDriver):
             DIRECT=splits == 1,
             **blocks.block,
             BLOCK_D=block_dims,
+            PARTS=triton.cdiv(all_parts, chunks),
             **blocks.options,
         )
         if splits > 1:
@@ -322,12 +326,16 @@ def _vectors(side: Side | None) -> tuple[Tensor | None, ...]:
 
 
 def shipped() -> Iterator[ShippedKernel]:
-    """Yield every configuration of the fused kernels."""
+    """Yield every configuration of the fused kernels, in bf16 also for columns, excluded pairs and splits."""
     for capability in CAPABILITIES:
         for dtype in DTYPES:
-            for options in shipped_pair_options(dtype):
-                yield _shipped_statistics(capability, dtype, options)
-                yield _shipped_gradient(capability, dtype, options)
+            for options in shipped_pair_options():
+                yield _shipped_statistics(capability, dtype, options, queries_own=True, excludes=False)
+                yield _shipped_gradient(capability, dtype, options, plain=True)
+                if dtype == "bf16":
+                    for excludes in (False, True):
+                        yield _shipped_statistics(capability, dtype, options, False, excludes)
+                    yield _shipped_gradient(capability, dtype, options, plain=False)
             yield _shipped_merge(capability, dtype)
 
 
@@ -335,19 +343,24 @@ SIDES = ("own", "other")
 SIDE_VECTORS = ("log_sum_exp", "weight", "hard", "smooth")
 
 
-def _shipped_pair(dtype: str, options: PairOptions) -> tuple[dict[str, str], dict[str, Any]]:
+def _shipped_pair(
+    dtype: str, options: PairOptions, queries_own: bool, excludes: bool
+) -> tuple[dict[str, str], dict[str, Any], str]:
+    """Types and constants of the arguments that both kernels share, and the configuration's label."""
     types = {"targets": "*i64", "scale": "*fp32", "parameters": "*fp32", "excluded": "i32"}
-    types |= {"dims": "i32", "embedding_dims": "i32"}
+    types |= {"dims": "i32", "embedding_dims": "i32", "other_share": "i32"}
     constants: dict[str, Any] = {
-        "exclude": None,
-        "exclude_row_stride": 0,
-        "exclude_column_stride": 0,
+        "exclude_column_stride": 1,
         "NORMALIZE": True,
-        "EXCLUDE": False,
-        "QUERIES_OWN": True,
+        "EXCLUDE": excludes,
+        "QUERIES_OWN": queries_own,
         "PRECISION": "ieee",
         **options.constexprs(),
     }
+    if excludes:
+        types |= {"exclude": "*i64", "exclude_row_stride": "i32"}
+    else:
+        constants |= {"exclude": None, "exclude_row_stride": 0}
     for side in SIDES:
         types |= {f"{side}_features": "*" + dtype, f"{side}_row_stride": "i32", f"{side}_inverse": "*fp32"}
         types |= {f"{side}_count": "i32", f"{side}_places_stride": "i32"}
@@ -362,12 +375,15 @@ def _shipped_pair(dtype: str, options: PairOptions) -> tuple[dict[str, str], dic
                 types[f"{side}_{name}"] = "*" + dtype_of
             else:
                 constants[f"{side}_{name}"] = None
-    return types | {"other_share": "i32"}, constants
+    words = [dtype, options.label, "" if queries_own else "columns", "exclude" if excludes else ""]
+    return types, constants, " ".join(filter(None, words))
 
 
-def _shipped_statistics(capability: int, dtype: str, options: PairOptions) -> ShippedKernel:
-    types, constants = _shipped_pair(dtype, options)
-    blocks = statistics_blocks(options, capability, 4 if dtype == "fp32" else 2)
+def _shipped_statistics(
+    capability: int, dtype: str, options: PairOptions, queries_own: bool, excludes: bool
+) -> ShippedKernel:
+    types, constants, label = _shipped_pair(dtype, options, queries_own, excludes)
+    blocks = fused_blocks(sums_name(options, excludes), capability, 4 if dtype == "fp32" else 2)
     return ShippedKernel.of(
         "fused_statistics",
         fused_kernels.fused_statistics,
@@ -375,15 +391,17 @@ def _shipped_statistics(capability: int, dtype: str, options: PairOptions) -> Sh
         {**constants, "SMOOTHING": True, **blocks.block},
         blocks.options,
         capability,
-        f"{dtype} {options.label}",
+        label,
     )
 
 
-def _shipped_gradient(capability: int, dtype: str, options: PairOptions) -> ShippedKernel:
-    types, constants = _shipped_pair(dtype, options)
-    blocks = fused_blocks(GRADIENT_BLOCKS, capability, 4 if dtype == "fp32" else 2)
+def _shipped_gradient(capability: int, dtype: str, options: PairOptions, *, plain: bool) -> ShippedKernel:
+    """One split of the queries' gradient, or several of the gallery's with excluded pairs."""
+    types, constants, label = _shipped_pair(dtype, options, plain, not plain)
+    blocks = fused_blocks(gradient_name(options), capability, 4 if dtype == "fp32" else 2)
     types |= dict.fromkeys((f"{side}_{vector}" for side in SIDES for vector in SIDE_VECTORS), "*fp32")
-    types |= {"gradient_scale": "*fp32", "out": "*" + dtype, "out_stride": "i32", "out_split_stride": "i32"}
+    types |= {"gradient_scale": "*fp32", "out": "*" + (dtype if plain else "fp32")}
+    types |= {"out_stride": "i32", "out_split_stride": "i32"}
     return ShippedKernel.of(
         "fused_gradient",
         fused_kernels.fused_gradient,
@@ -392,13 +410,14 @@ def _shipped_gradient(capability: int, dtype: str, options: PairOptions) -> Ship
             **constants,
             "OWN_SIDE": True,
             "OTHER_SIDE": True,
-            "DIRECT": True,
+            "DIRECT": plain,
             **blocks.block,
             "BLOCK_D": blocks.dims,
+            "PARTS": blocks.parts,
         },
         blocks.options,
         capability,
-        f"{dtype} {options.label}",
+        label + ("" if plain else " splits"),
     )
 
 

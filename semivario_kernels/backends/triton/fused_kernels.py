@@ -8,8 +8,10 @@
                       the other side for every own block, mostly from the second-level cache; writes 24 B a
                       row and split.
     fused_gradient    grid (own blocks, splits, chunks of D). As above, then G = g·a/|other| in the features'
-                      dtype times the other side's features into a BLOCK_OWN × BLOCK_D accumulator:
-                      2(D+E)·(chunks of D) + 2D FLOPs a pair. With one split it projects and writes the
+                      dtype times the other side's features into PARTS accumulators of BLOCK_OWN × BLOCK_D:
+                      2(D+E)·⌈D/(PARTS·BLOCK_D)⌉ + 2D FLOPs a pair and side; the logits are computed once
+                      where one chunk holds D (up to 512 on sm_80 and sm_90 in 16 bits), and twice at D = 512
+                      on sm_100, whose tensor memory ends there. With one split it projects and writes the
                       gradient, 2 B an element; with more it writes float32 sums for `merge_gradient`.
     merge_gradient    grid (row blocks, chunks of D). Adds the splits in order, projects, writes.
 
@@ -132,16 +134,16 @@ def logits_tile(
         positive = tl.load(targets + own, mask=own_mask, other=-1)[:, None] == other[None, :]
     else:
         positive = tl.load(targets + other, mask=other_mask, other=-1)[None, :] == own[:, None]
-    dead = (own_mask[:, None] & other_mask[None, :]) == 0
+    cos = tl.where(own_mask[:, None] & other_mask[None, :], cos, float("-inf"))
     if EXCLUDE:
         for k in range(excluded):
             if QUERIES_OWN:
                 place = exclude + own * exclude_row_stride + k * exclude_column_stride
-                dead |= tl.load(place, mask=own_mask, other=-1)[:, None] == other[None, :]
+                dead = tl.load(place, mask=own_mask, other=-1)[:, None] == other[None, :]
             else:
                 place = exclude + other * exclude_row_stride + k * exclude_column_stride
-                dead |= tl.load(place, mask=other_mask, other=-1)[None, :] == own[:, None]
-    cos = tl.where(dead, float("-inf"), cos)
+                dead = tl.load(place, mask=other_mask, other=-1)[None, :] == own[:, None]
+            cos = tl.where(dead, float("-inf"), cos)
     if POLICY != "none":
         place = own_places + own
         px = tl.load(place, mask=own_mask, other=0.0)[:, None]
@@ -345,13 +347,14 @@ def fused_gradient(
     BLOCK_OTHER: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Make the own rows' gradient over a share of the other side: itself, or its float32 sum."""
     own = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
     own_mask = own < own_count
-    dim = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    dim_mask = dim < dims
-    total = tl.zeros((BLOCK_OWN, BLOCK_D), tl.float32)
+    totals = ()
+    for _ in tl.static_range(PARTS):
+        totals = totals + (tl.zeros((BLOCK_OWN, BLOCK_D), tl.float32),)  # noqa: RUF005 (as in load_numbers)
     total_along = tl.zeros((BLOCK_OWN,), tl.float32)
     s = tl.load(scale)
     numbers = load_numbers(parameters, KINDS)
@@ -393,32 +396,40 @@ def fused_gradient(
             g *= tl.load(other_inverse + other, mask=other_mask, other=0.0)[None, :]
         if other_features.dtype.element_ty == tl.float16:
             g = tl.clamp(g, -FLOAT16_MAX, FLOAT16_MAX, propagate_nan=tl.PropagateNan.ALL)
-        rows = tl.load(
-            other_features
-            + (other * other_row_stride)[:, None]
-            + dim.to(tl.int64)[None, :] * other_column_stride,
-            mask=other_mask[:, None] & dim_mask[None, :],
-            other=0.0,
-        )
-        total = tl.dot(g.to(other_features.dtype.element_ty), rows, total, input_precision=PRECISION)
+        g = g.to(other_features.dtype.element_ty)
+        added = ()
+        for part in tl.static_range(PARTS):  # one after the other, since a part's factors take registers too
+            dim = tl.program_id(2) * (PARTS * BLOCK_D) + part * BLOCK_D + tl.arange(0, BLOCK_D)
+            rows = tl.load(
+                other_features
+                + (other * other_row_stride)[:, None]
+                + dim.to(tl.int64)[None, :] * other_column_stride,
+                mask=other_mask[:, None] & (dim < dims)[None, :],
+                other=0.0,
+            )
+            added = added + (tl.dot(g, rows, totals[part], input_precision=PRECISION),)  # noqa: RUF005
+        totals = added
     if tl.program_id(2) == 0:
         tl.store(along + tl.program_id(1).to(tl.int64) * own_count + own, total_along, mask=own_mask)
-    mask = own_mask[:, None] & dim_mask[None, :]
-    place = out + own[:, None] * out_stride + dim[None, :]
-    if DIRECT:
-        if NORMALIZE:
-            length = tl.load(own_inverse + own, mask=own_mask, other=0.0)
-            x = tl.load(
-                own_features
-                + (own * own_row_stride)[:, None]
-                + dim.to(tl.int64)[None, :] * own_column_stride,
-                mask=mask,
-                other=0.0,
-            ).to(tl.float32)
-            total = (total - (total_along * length)[:, None] * x) * length[:, None]
-        tl.store(place, (total * tl.load(gradient_scale)).to(out.dtype.element_ty), mask=mask)
-    else:
-        tl.store(place + tl.program_id(1).to(tl.int64) * out_split_stride, total, mask=mask)
+    for part in tl.static_range(PARTS):
+        dim = tl.program_id(2) * (PARTS * BLOCK_D) + part * BLOCK_D + tl.arange(0, BLOCK_D)
+        mask = own_mask[:, None] & (dim < dims)[None, :]
+        place = out + own[:, None] * out_stride + dim[None, :]
+        total = totals[part]
+        if DIRECT:
+            if NORMALIZE:
+                length = tl.load(own_inverse + own, mask=own_mask, other=0.0)
+                x = tl.load(
+                    own_features
+                    + (own * own_row_stride)[:, None]
+                    + dim.to(tl.int64)[None, :] * own_column_stride,
+                    mask=mask,
+                    other=0.0,
+                ).to(tl.float32)
+                total = (total - (total_along * length)[:, None] * x) * length[:, None]
+            tl.store(place, (total * tl.load(gradient_scale)).to(out.dtype.element_ty), mask=mask)
+        else:
+            tl.store(place + tl.program_id(1).to(tl.int64) * out_split_stride, total, mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])

@@ -73,26 +73,19 @@ class ShippedKernel:
         )
 
 
-def shipped_pair_options(dtype: str) -> Iterator[PairOptions]:
-    """Every policy, kind, metric and source of d at least once, not their product, in bf16.
-
-    fp32, whose products need other blocks, has the extremes: no arithmetic, the longest, and the policies
-    that keep f or a. fp16 shares bf16's blocks and instructions: no arithmetic and the policy of most sums.
-    """
-    policies = {
-        policy: PairOptions(policy, ("stable",), source="embeddings")
-        if policy in READS_DISSIMILARITY
-        else PairOptions(policy)
-        for policy in POLICY_KINDS
-    }
-    extremes = {"fp16": ("none", "rectify"), "fp32": ("none", "rectify", "penalty")}
-    yield from (policies[policy] for policy in extremes.get(dtype, policies))
-    if dtype != "fp16":
-        yield PairOptions("threshold", ("stable", "spherical"), chord=True, source="embeddings")
-    if dtype == "bf16":
-        for kind in KINDS[1:]:
-            yield PairOptions("semivariogram", (kind,), source="embeddings")
-        yield PairOptions("explained", ("exponential",), source="features")
+def shipped_pair_options() -> Iterator[PairOptions]:
+    """Every policy, kind, metric, source of d and nested models at least once, not their product."""
+    for policy in POLICY_KINDS:
+        if policy in READS_DISSIMILARITY:
+            yield PairOptions(policy, ("stable",), source="embeddings")
+        else:
+            yield PairOptions(policy)
+    for kind in KINDS[1:]:
+        yield PairOptions("semivariogram", (kind,), source="embeddings")
+    yield PairOptions("penalty", ("gaussian",), chord=True, source="embeddings")
+    yield PairOptions("threshold", ("stable", "spherical"), chord=True, source="embeddings")
+    yield PairOptions("rectify", ("stable", "exponential", "spherical"), source="embeddings")
+    yield PairOptions("explained", ("exponential",), source="features")
 
 
 def pair_types(options: PairOptions) -> tuple[dict[str, str], dict[str, None]]:
