@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [row for seed in range(options.seeds) for row in detect(seed=seed)]
         _write(options.out, DETECTION, {"rows": rows}, detection_markdown)
         return 0
+    torch.set_num_threads(1)  # a result does not depend on the number of cores
     training = Training(steps=options.steps, precision=options.precision)
     contestants = [COMPARED[name] for name in dict.fromkeys(["none", *options.policies])]
     if options.what == SEARCH:
