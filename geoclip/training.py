@@ -63,8 +63,8 @@ class GeoCLIPTraining(LightningModule):
             keeps the one given. Without a `variogram` the policy sets in at the first fit.
         refit_from: photos measured: those of the "queue", or a new sample of the "train" data's embeddings.
         queue_size: earlier places that serve as further negatives. The policy sets in when the queue is full.
-        gallery: further places that are negatives of every step, drawn once. They are encoded in chunks,
-            twice: memory stays below 2 GiB with 100,000, time grows by four forward passes over them.
+        gallery: further places that are negatives of every step, drawn once. Encoded in chunks, twice:
+            their activations are never held together, and time grows by four forward passes over them.
         gallery_source: where they come from: "train" for places of training photos, whose embeddings the
             policy reads; "upstream" for GeoCLIP's 100,000, or a .csv, .npy or store of places, which have no
             image.
