@@ -104,7 +104,7 @@ class FusedBlocks:
 # spill.
 FUSED_BLOCKS = {
     "sums": {
-        # sm_80 255 registers 48 KiB, sm_90 227 registers 72 KiB
+        # sm_80 255 registers 48 KiB, sm_90 255 registers 72 KiB
         (80, 2): FusedBlocks(128, 64, 64, 8, 3),
         # sm_100 187 registers 48 KiB
         (100, 2): FusedBlocks(64, 64, 64, 8, 3),
@@ -113,7 +113,7 @@ FUSED_BLOCKS = {
     },
     # 128 × 64 pairs would spill 16 to 88 B
     "long sums": {
-        # sm_80 254 registers 32 KiB, sm_90 205 registers 48 KiB, sm_100 187 registers 48 KiB
+        # sm_80 254 registers 32 KiB, sm_90 213 registers 48 KiB, sm_100 187 registers 48 KiB
         (80, 2): FusedBlocks(64, 64, 64, 8, 3),
         # sm_80 215 registers 6 KiB, sm_90 216 registers 6 KiB, sm_100 228 registers 6 KiB
         (80, 4): FusedBlocks(64, 32, 16, 8, 2),
@@ -137,7 +137,7 @@ FUSED_BLOCKS = {
     },
     # 64 × 32 pairs would spill 8 to 32 B on sm_90
     "long gradient": {
-        # sm_80 255 registers 16 KiB, sm_90 247 registers 32 KiB
+        # sm_80 255 registers 16 KiB, sm_90 254 registers 32 KiB
         (80, 2): FusedBlocks(64, 16, 64, 8, 2, 128, 4),
         # sm_100 221 registers 24 KiB
         (100, 2): FusedBlocks(64, 32, 64, 8, 2, 256, 1),
@@ -167,4 +167,5 @@ def sums_name(options: PairOptions, excludes: bool) -> str:
 
 def gradient_name(options: PairOptions) -> str:
     """Which of `FUSED_BLOCKS` serves `fused_gradient`."""
-    return "long gradient" if options.policy == "rectify" or len(options.kinds) > 1 else "gradient"
+    long = options.policy in ("rectify", "penalty") or len(options.kinds) > 1
+    return "long gradient" if long else "gradient"
