@@ -11,7 +11,16 @@ ROOT = Path(__file__).parents[1]
 BACKENDS = {
     "reference": {"reference"},
     "tiled": {"tiled"},
-    "native": {"native", "native_epilogue", "binned_native", "binned_cuda", "cuda_epilogue", "cuda_ranking"},
+    "native": {
+        "amx_product",
+        "binned_amx",
+        "native",
+        "native_epilogue",
+        "binned_native",
+        "binned_cuda",
+        "cuda_epilogue",
+        "cuda_ranking",
+    },
     "triton": {"triton"},
 }
 # of semivario_kernels' modules, what geoclip may use beside the public names

@@ -1,5 +1,6 @@
-"""README's Python and its command of the semivariogram run as they stand there."""
+"""README's Python and its commands run as they stand there."""
 
+import json
 import os
 import re
 import shlex
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from geoclip.cli import main
 from semivario_kernels import EmpiricalVariogram, VariogramModel
+
+from .geoclip.rendered_photos import render_photos
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -43,3 +47,43 @@ def test_the_command_of_the_semivariogram_runs(tmp_path):
     assert EmpiricalVariogram.load(tmp_path / "variogram.npz").counts.sum() == 500 * 499 // 2
     assert VariogramModel.load(tmp_path / "variogram.json").kind == "stable"
     assert (tmp_path / "variogram.png").stat().st_size > 10_000
+
+
+def test_the_training_commands_run(tmp_path, monkeypatch, capsys):
+    """As they stand, but for a tiny model with random weights in the place of the official one."""
+    block = re.search(r"```bash\n(geoclip embed.*?)```", README.read_text(), re.DOTALL)
+    lines = [shlex.split(line, comments=True)[1:] for line in block[1].splitlines()]
+    monkeypatch.chdir(tmp_path)
+    Path("readme-tiny.json").write_text(
+        json.dumps(
+            {
+                "embed_dim": 32,
+                "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 16, "patch_size": 8},
+                "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+            }
+        )
+    )
+    for table, count in {"photos.csv": 300, "held-out.csv": 20}.items():
+        photos = render_photos(tmp_path / table.removesuffix(".csv"), count, seed=count).read_text()
+        folder = table.removesuffix(".csv")
+        Path(table).write_text(re.sub(r",(\d+\.jpg)", rf",{folder}/\1", photos))
+    Path("photo.jpg").write_bytes(Path("held-out/00000.jpg").read_bytes())
+    smaller = {
+        "embed": ["--backbone", "readme-tiny.json", "--pretrained", "none", "--workers", "0"],
+        "variogram": ["--first-km", "500", "--bins", "12"],
+        "fit": [
+            *("--trainer.max_steps=3", "--trainer.accelerator=cpu", "--data.batch_size=64"),
+            *(
+                "--model.queue_size=64",
+                "--model.output_dim=16",
+                "--model.width=32",
+                "--model.encoded_size=16",
+            ),
+        ],
+    }
+    for line in lines:
+        assert main([*line, *smaller.get(line[0], [])]) == 0, line
+    assert [line[0] for line in lines] == ["embed", "embed", "variogram", "fit", "eval", "predict"]
+    metrics = json.loads(Path("metrics.json").read_text())["metrics"]
+    assert 0 < metrics["median_km"]["value"] < 20_016
+    assert re.search(r"^photo\.jpg,1,-?\d+\.\d+,", capsys.readouterr().out, re.MULTILINE)

@@ -6,8 +6,6 @@ from typing import Protocol
 
 import torch
 
-from semivario_kernels.backends.amx_product import AmxProduct
-
 Tensor = torch.Tensor
 
 
@@ -78,36 +76,3 @@ class TorchProducts:
     def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
         out = self._tile_buffer.take(len(rows), len(columns), self._dtype, rows.device)
         return torch.mm(rows, columns.T, out=out)
-
-
-class AmxProducts:
-    """`BlockProducts` by `AmxProduct`, in float32: embeddings are read where they lie, in their own dtype.
-
-    Args:
-        columns: embeddings of all columns to come.
-    """
-
-    def __init__(self, columns: Tensor) -> None:
-        self._columns = columns
-        self.release()
-
-    def release(self) -> None:
-        """Give back the memory."""
-        self._product, self._tile_buffer = AmxProduct(self._columns), Buffer()
-
-    def take_rows(self, embeddings: Tensor, index: Tensor) -> None:
-        """Load rows `index` of the embeddings."""
-        self._product.take_rows(embeddings, index)
-        self._index = index
-
-    def with_own(self, first: int, last: int) -> Tensor:
-        """Multiply rows first … last − 1 of the block with its rows from `first` on."""
-        return self._multiply(slice(first, last), self._columns, self._index[first:])
-
-    def with_columns(self, embeddings: Tensor, index: Tensor) -> Tensor:
-        """Multiply the block with rows `index` of other embeddings."""
-        return self._multiply(slice(0, len(self._index)), embeddings, index)
-
-    def _multiply(self, rows: slice, columns: Tensor, index: Tensor) -> Tensor:
-        out = self._tile_buffer.take(rows.stop - rows.start, len(index), torch.float32, columns.device)
-        return self._product.multiply(rows, columns, out, index)

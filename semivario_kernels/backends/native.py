@@ -12,9 +12,10 @@ import torch
 
 from semivario_kernels.backends import amx_product, cuda_epilogue, native_epilogue, tiled_matrices
 from semivario_kernels.backends.amx_product import AmxProduct
+from semivario_kernels.backends.binned_amx import AmxProducts
 from semivario_kernels.backends.binned_cuda import CudaBinning
 from semivario_kernels.backends.binned_native import NativeBinning
-from semivario_kernels.backends.binned_products import AmxProducts, TorchProducts
+from semivario_kernels.backends.binned_products import TorchProducts
 from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.backends.cuda_epilogue import CudaEpilogue
 from semivario_kernels.backends.cuda_ranking import topk_gallery
