@@ -78,7 +78,12 @@ def write_evaluation_report(
         _areas(result["areas"]),
         _countries(result["countries"]),
         entries(
-            "What was evaluated", {name: str(result[name]) for name in ("checkpoint", "test", "gallery")}
+            "What was evaluated",
+            {
+                name: str(result[name])
+                for name in ("checkpoint", "weights", "test", "gallery")
+                if result[name] is not None
+            },
         ),
     ]
     return write_page(path, "GeoCLIP: evaluation", f"{run} on {result['test']}", sections)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ class Weights:
         backbone: open_clip model that made the embeddings of its training; None where that is not known.
         pretrained: the backbone's weights.
         tuned: whether the backbone itself was trained: the model's own image encoder has it then.
+        choice: "averaged" or "last", of a checkpoint; None for a release.
     """
 
     source: str
@@ -32,6 +34,7 @@ class Weights:
     backbone: str | None
     pretrained: str | None
     tuned: bool = False
+    choice: Literal["averaged", "last"] | None = None
 
     def check_embeddings(self, name: str, dim: int) -> None:
         """Refuse embeddings of another length.
@@ -44,20 +47,25 @@ class Weights:
             raise ValueError(f"{name}: embeddings of {dim} numbers, wanted the {wanted} of {self.source}")
 
 
-def load_weights(source: str, device: torch.device) -> Weights:
+def load_weights(
+    source: str, device: torch.device, choice: Literal["averaged", "last"] | None = None
+) -> Weights:
     """Read weights for evaluation.
 
     Args:
         source: "upstream" (the official weights), a checkpoint of `geoclip fit`, or a folder that
             `geoclip export` wrote.
         device: where the model goes.
+        choice: of a checkpoint, as in `load_trained`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: it holds something else.
+        ValueError: it holds something else, or not the weights chosen.
         UpstreamUnavailable: the official weights are asked for and cannot be fetched.
     """
     tuned = False
+    if choice is not None and (source == UPSTREAM or Path(source).is_dir()):
+        raise ValueError(f"weights: {source} holds one set of weights; wanted no choice, got {choice!r}")
     if source == UPSTREAM:
         model = GeoCLIP.from_upstream(ImageEncoder(None, embedding_dim=768))
         named: dict[str, str | None] = {**OPEN_CLIP_L14}
@@ -65,7 +73,8 @@ def load_weights(source: str, device: torch.device) -> Weights:
         model = GeoCLIP.from_pretrained(Path(source))
         named = {"model": model.image_encoder.backbone, "pretrained": model.image_encoder.pretrained}
     else:
-        module = load_trained(source)
+        module = load_trained(source, weights=choice)
+        choice = choice or ("last" if module.averaged is None else "averaged")
         model, info, tuned = module.model, module.embedding_info, module.tower is not None
         named = {"model": info.get("backbone"), "pretrained": info.get("pretrained")}
-    return Weights(source, model.to(device).eval(), named["model"], named["pretrained"], tuned)
+    return Weights(source, model.to(device).eval(), named["model"], named["pretrained"], tuned, choice)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from geoclip.commands.options import (
     DEFAULTS,
     Commands,
+    add_choice_of_weights,
     add_device,
     add_gallery,
     choose_device,
@@ -30,6 +31,7 @@ def add_parser(commands: Commands) -> None:
         "checkpoint", help="what `geoclip fit` or `geoclip export` wrote, or upstream: the official weights"
     )
     evaluate.add_argument("test", help="folder that `geoclip embed` wrote: photos the model has not seen")
+    add_choice_of_weights(evaluate)
     add_gallery(evaluate)
     evaluate.add_argument(
         "--labels",
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     test = EmbeddingStore.open(options.test)
-    weights = load_weights(options.checkpoint, choose_device(options.device))
+    weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
     weights.check_embeddings(options.test, test.dim)
     progress = sys.stderr.isatty()
     gallery = Gallery(
@@ -68,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
     areas = _areas(options, test, placed)
     result: dict[str, Any] = {
         "checkpoint": options.checkpoint,
+        "weights": weights.choice,
         "test": options.test,
         "gallery": options.gallery,
         "photos": len(test),

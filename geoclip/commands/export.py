@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from geoclip.commands.options import DEFAULTS, Commands, add_gallery_source
+from geoclip.commands.options import DEFAULTS, Commands, add_choice_of_weights, add_gallery_source
 
 
 def add_parser(commands: Commands) -> None:
@@ -13,6 +13,7 @@ def add_parser(commands: Commands) -> None:
     export.set_defaults(run=run)
     export.add_argument("checkpoint", help="what `geoclip fit` wrote, or upstream: the official weights")
     export.add_argument("out", help="folder for config.json, model.safetensors and gallery.csv")
+    add_choice_of_weights(export)
     add_gallery_source(export)
 
 
@@ -23,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from geoclip.places import read_places
     from geoclip.weights import load_weights
 
-    weights = load_weights(options.checkpoint, torch.device("cpu"))
+    weights = load_weights(options.checkpoint, torch.device("cpu"), options.weights)
     if weights.tuned:
         raise ValueError(
             f"{options.checkpoint} has a backbone of its own training, which the release format does not hold"

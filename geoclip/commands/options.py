@@ -54,13 +54,24 @@ def gallery_cache(options: argparse.Namespace) -> Path:
     return default_cache() if options.gallery_cache is None else Path(options.gallery_cache)
 
 
+def add_choice_of_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights."""
+    parser.add_argument(
+        "--weights",
+        choices=("averaged", "last"),
+        help="of a checkpoint of `geoclip fit`: the moving average or the last step's; the average where the "
+        "run kept one if left out",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds --checkpoint, --backbone and --pretrained."""
+    """Adds --checkpoint, --weights, --backbone and --pretrained."""
     parser.add_argument(
         "--checkpoint",
         default="upstream",
         help="what `geoclip fit` or `geoclip export` wrote, or upstream: the official GeoCLIP weights",
     )
+    add_choice_of_weights(parser)
     parser.add_argument("--backbone", help="overrides the one that the checkpoint names")
     parser.add_argument("--pretrained", help="overrides the one that the checkpoint names")
 

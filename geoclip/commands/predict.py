@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size: wanted at least 1, got {options.batch_size}")
     if options.density is not None and options.format == "csv":
         raise ValueError("--density: wanted --format json or geojson, which have a map, got csv")
-    weights = load_weights(options.checkpoint, choose_device(options.device))
+    weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
     broken: list[str] = []
 
     def leave_out(reason: str) -> None:

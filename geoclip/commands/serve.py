@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     from geoclip.places import read_places
     from geoclip.weights import load_weights
 
-    weights = load_weights(options.checkpoint, choose_device(options.device))
+    weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
     tower = tower_of(weights, options)
     _ = tower.preprocess  # loads the backbone now, should it fail
     gallery = Gallery(

@@ -1,8 +1,12 @@
+import json
+
 import pytest
 import torch
 
+from geoclip.cli import main
 from geoclip.datamodule import PhotoBatches
 from geoclip.fit import fit, load_trained
+from geoclip.model import GeoCLIP
 from geoclip.training import GeoCLIPTraining
 
 from .small_world import write_settings, write_store
@@ -86,3 +90,39 @@ def test_the_average_is_no_trained_weight():
     assert not any(p.requires_grad for p in module.averaged.parameters())
     with pytest.raises(ValueError, match=r"ema: .*got 1.0"):
         GeoCLIPTraining(**SMALL, policy="none", ema=1.0)
+
+
+def test_commands_take_the_weights_asked_for(tmp_path, capsys):
+    settings = ["--config", str(write_settings(tmp_path, steps=6))]
+    averaged = str(fit([*settings, "--model.ema", "0.8", "--out", str(tmp_path / "averaged")]))
+    plain = str(fit([*settings, "--out", str(tmp_path / "plain")]))
+    places, test = ["--gallery", str(tmp_path / "train")], str(write_store(tmp_path / "test", 30, 9).path)
+    cached = [*places, "--gallery-cache", str(tmp_path / "cache")]
+    releases, predictions = {}, {}
+    for choice, wanted in ((None, "averaged"), ("averaged", "averaged"), ("last", "last")):
+        chosen = [] if choice is None else ["--weights", choice]
+        metrics, release = tmp_path / "metrics.json", tmp_path / f"release-{choice}"
+        assert (
+            main(["eval", averaged, test, *chosen, *cached, "--out", str(metrics), "--bootstrap", "9"]) == 0
+        )
+        assert json.loads(metrics.read_text())["weights"] == wanted
+        assert f"<dd>{wanted}</dd>" in metrics.with_suffix(".html").read_text()
+        assert main(["export", averaged, str(release), *chosen, *places]) == 0
+        releases[choice] = dict(GeoCLIP.from_pretrained(release).named_parameters())
+        for name, weight in load_trained(averaged, weights=wanted).model.named_parameters():
+            assert torch.equal(releases[choice][name], weight)
+        capsys.readouterr()
+        assert main(["predict", test, "--checkpoint", averaged, *chosen, *cached]) == 0
+        predictions[choice] = capsys.readouterr().out
+    assert predictions[None] == predictions["averaged"] != predictions["last"]
+    for arguments, word in (
+        (["eval", plain, test, "--weights", "averaged"], "the run kept no average"),
+        (
+            ["export", str(tmp_path / "release-last"), "out", "--weights", "last"],
+            "wanted no choice, got 'last'",
+        ),
+        (["predict", test, "--checkpoint", "upstream", "--weights", "averaged"], "upstream holds one set"),
+    ):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert word in line
