@@ -60,6 +60,7 @@ PLAIN = Contestant("none")
 COMPARED = {
     "none": PLAIN,
     "explained-6": Contestant("explained", {"hard": 0, "false": 6}),
+    "explained-3": Contestant("explained", {"hard": 0, "false": 3}),
     "explained-10": Contestant("explained", {"hard": 0, "false": 10}),
     "explained-15": Contestant("explained", {"hard": 0, "false": 15}),
     "explained-6-hard-6": Contestant("explained", {"hard": 6, "false": 6}),
