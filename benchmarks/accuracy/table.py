@@ -71,7 +71,8 @@ def markdown(result: dict[str, Any]) -> str:
 READING = (
     "`none()` is plain InfoNCE, in percent of the held-out photos. The others: points above plain InfoNCE "
     f"with the same seeds and batches, with 95 % intervals over seeds and places ({DRAWS:,} draws of both), "
-    "bold where the interval excludes 0. Training: median processor time of a run."
+    "bold where the interval excludes 0; with one seed the interval knows of places alone. Training: median "
+    "processor time of a run."
 )
 
 
