@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -16,9 +16,19 @@ from geoclip.datasets import read_photos
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.image_batches import ImageRows, training_transform
 from geoclip.photos import PhotoList
-from geoclip.sampling import NeighbourBatchSampler, RandomBatchSampler, StepSampler
+from geoclip.sampling import (
+    EpochBatchSampler,
+    NeighbourBatchSampler,
+    RandomBatchSampler,
+    StepSampler,
+    geographic_neighbours,
+    similarity_neighbours,
+    surprise_neighbours,
+)
 from geoclip.training_ranks import TrainingRanks
+from semivario_kernels import VariogramModel
 
+SamplerName: TypeAlias = Literal["random", "neighbours", "geographic", "similarity", "surprise"]
 BROKEN_LIST = "broken.txt"
 
 
@@ -39,17 +49,24 @@ class PhotoBatches(LightningDataModule):
         max_broken: so many photos of `images` may be missing or broken, in each process: they are left out of
             their batches and listed in broken.txt.
         batch_size: photos per batch, those of all processes together.
-        sampler: "random", or "neighbours": random photos, each with those taken nearest to it.
+        sampler: "random"; "neighbours": random photos, each with those taken nearest to it, again in later
+            batches; or one that takes every photo once an epoch, random ones with photos out of a table:
+            "geographic", taken nearest (Sample4Geo); "similarity", the most similar embeddings; "surprise",
+            more alike than the semivariogram expects, those apart that are alike because they are near.
         neighbours: photos that each seed of a "neighbours" batch brings.
         seeds: seeds per "neighbours" batch; as many as fit by default. Random photos fill the rest.
+        ranked: photos in each row of the table, 4 bytes each. The table is made at the start of every run;
+            "similarity" and "surprise" compare all pairs of the store, whose embeddings they hold in memory.
+        nearest: first photos of its row that each seed brings.
+        further: random ones of the rest of its row, as many as this.
+        variogram: JSON file of the semivariogram, for "surprise"; the command line takes it from the model.
         workers: processes that read ahead; a memory-mapped store seldom needs one, images need one per core.
         seed: with the step, all there is to a batch.
 
     Raises:
         FileNotFoundError: there is no such store or list of photos.
         ValueError: it is none or damaged, not one of `train` and `images` is given, or the sampler's
-        arguments do
-            not fit the data.
+            arguments do not fit the data.
     """
 
     def __init__(
@@ -63,16 +80,20 @@ class PhotoBatches(LightningDataModule):
         augmentation: dict[str, Any] | None = None,
         max_broken: int = 0,
         batch_size: int = 1024,
-        sampler: Literal["random", "neighbours"] = "random",
+        sampler: SamplerName = "random",
         neighbours: int = 7,
         seeds: int | None = None,
+        ranked: int = 128,
+        nearest: int = 32,
+        further: int = 32,
+        variogram: str | None = None,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         # what a run that goes on must agree in: not where the data lie or who reads them
         self.save_hyperparameters(
-            ignore=["train", "images", "image_root", "workers", "max_broken"], logger=False
+            ignore=["train", "images", "image_root", "workers", "max_broken", "variogram"], logger=False
         )
         if (train is None) == (images is None):
             raise ValueError("data.train, data.images: wanted exactly one of them")
@@ -97,7 +118,7 @@ class PhotoBatches(LightningDataModule):
             self.embedding_info = {"backbone": backbone, "pretrained": self.encoder.pretrained}
             latlon = self.photos.latlon
         self.hparams["rows"] = len(latlon)
-        self.sampler: RandomBatchSampler | NeighbourBatchSampler
+        self.sampler: RandomBatchSampler | NeighbourBatchSampler | EpochBatchSampler
         if sampler == "random":
             self.sampler = RandomBatchSampler(len(latlon), batch_size, seed=seed)
         elif sampler == "neighbours":
@@ -105,7 +126,21 @@ class PhotoBatches(LightningDataModule):
                 latlon, batch_size, neighbours=neighbours, seeds=seeds, seed=seed
             )
         else:
-            raise ValueError(f"sampler: wanted 'random' or 'neighbours', got {sampler!r}")
+            near, apart = self._tables(sampler, latlon, ranked, variogram)
+            self.sampler = EpochBatchSampler(
+                len(latlon),
+                batch_size,
+                neighbours=near,
+                avoid=apart,
+                nearest=nearest,
+                further=further,
+                seed=seed,
+                # a batch is that of all processes together, and each takes its share
+                rank=0,
+                world_size=1,
+            )
+            # other embeddings, another semivariogram or another machine's rounding: another run
+            self.hparams["table_checksum"] = self.sampler.state_dict()["tables_checksum"]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """All batches of the run from the trainer's step on, so that a resumed run goes on where it was."""
@@ -115,6 +150,12 @@ class PhotoBatches(LightningDataModule):
             raise ValueError(
                 f"batch_size: wanted at least one photo for each of {ranks.world} processes, "
                 f"got {self.hparams['batch_size']}"
+            )
+        checksum = self.hparams.get("table_checksum")
+        if checksum is not None and checksum != ranks.from_first(checksum):
+            raise ValueError(
+                f"sampler: process {ranks.rank} made another table of photos than process 0; wanted the same "
+                "data and the same kind of processor everywhere, or the sampler 'geographic'"
             )
         per_step = trainer.accumulate_grad_batches
 
@@ -152,6 +193,28 @@ class PhotoBatches(LightningDataModule):
                     f"{self.max_broken}; see {listed})"
                 )
         return batch
+
+    def _tables(
+        self, sampler: str, latlon: NDArray[np.float64], ranked: int, variogram: str | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:
+        """The photos that should come with each photo, and those that should not."""
+        if sampler == "geographic":
+            return geographic_neighbours(latlon, ranked), None
+        if sampler not in ("similarity", "surprise"):
+            raise ValueError(f"sampler: wanted one of {', '.join(get_args(SamplerName))}, got {sampler!r}")
+        if self.store is None:
+            raise ValueError(f"sampler: {sampler!r} compares cached embeddings (data.train), got images")
+        embeddings = torch.from_numpy(self.store.read(np.arange(len(latlon))))
+        if sampler == "similarity":
+            return similarity_neighbours(embeddings, ranked), None
+        if variogram is None:
+            raise ValueError(
+                "variogram: the sampler 'surprise' reads the semivariogram; wanted the JSON file that "
+                "`geoclip variogram` writes, got None"
+            )
+        return surprise_neighbours(
+            embeddings, latlon, VariogramModel.load(variogram), ranked, candidates=4 * ranked
+        )
 
     def _rows(self) -> Dataset[dict[str, Any]]:
         if self.store is not None:

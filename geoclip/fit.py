@@ -168,6 +168,7 @@ class _FitCLI(LightningCLI):
         ):
             parser.link_arguments(f"data.{of_data}", f"model.{of_model}", apply_on="instantiate")
         parser.link_arguments("model.seed", "data.seed")
+        parser.link_arguments("model.variogram", "data.variogram")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         out = Path(self.config.out)

@@ -27,6 +27,7 @@ def runs(tmp_path_factory):
     settings = ["--config", str(write_settings(folder, steps=9))]
     # an odd batch: the ranks' shares are 12 and 13 photos; float64, so that only errors make a difference
     settings += ["--data.batch_size=25", "--model.gallery=41", "--model.ema=0.9", "--model.refit_every=3"]
+    settings += ["--data.sampler=geographic", "--data.nearest=3", "--data.further=2"]
     settings += ["--trainer.precision=64-true", "--trainer.accumulate_grad_batches=2"]
     fit([*settings, "--out", str(folder / "one")])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
