@@ -153,6 +153,8 @@ class BinnedRun:
                 self._finish(state, walk, fraction)
                 if state.stratum == len(self.strata):
                     break
+                if checkpoint is not None and self.ranks.is_first:
+                    state.save(checkpoint, fingerprint)
                 walk, fraction = self._plan(state)
         if checkpoint is not None and self.ranks.is_first:
             checkpoint.unlink(missing_ok=True)

@@ -290,7 +290,15 @@ def test_an_interrupted_run_goes_on(towns, tmp_path, monkeypatch, estimator, max
 def test_a_checkpoint_of_another_run_is_refused(towns, tmp_path, monkeypatch):
     monkeypatch.setattr(binned_run, "CHECKPOINT_SECONDS", 0.0)
     path = tmp_path / "run.npz"
-    monkeypatch.setattr(binned_run.BinnedRun, "_finish", lambda *_: (_ for _ in ()).throw(Stop))
+    monkeypatch.setattr(binned_native.NativeBinning, "row_blocks", (256,))
+    run_block = binned_run.Walk.run_block
+
+    def interrupting(self, number):
+        if number == 1:
+            raise Stop
+        run_block(self, number)
+
+    monkeypatch.setattr(binned_run.Walk, "run_block", interrupting)
     with pytest.raises(Stop):
         binned_semivariance(*towns, edges_km=EDGES["even"], checkpoint=path)
     with pytest.raises(ValueError, match=r"checkpoint: .*run\.npz belongs to other places"):
