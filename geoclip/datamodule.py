@@ -237,9 +237,8 @@ class _StoreRows(Dataset[dict[str, Any]]):
     def __getitems__(self, step_and_rows: list[int]) -> dict[str, Any]:
         step, index = step_and_rows[0], np.asarray(step_and_rows[1:])
         views = None
-        if (
-            self.views
-        ):  # each photo as it is or by one of its views: the step's choice, which a resumed run repeats
+        if self.views:
+            # each photo as it is or by one of its views: the step's choice, which a resumed run repeats
             views = np.random.default_rng((self.seed, step)).integers(0, self.views + 1, len(index))
         return {
             "rows": torch.from_numpy(index),

@@ -90,9 +90,8 @@ class GeoCLIPTraining(LightningModule):
 
     Raises:
         ValueError: an unknown policy, head, schedule or fine-tuning, strengths that the policy does not take
-        or
-            that are out of range, a bad size or noise, a file that is no variogram model, or weights to start
-            from that do not fit.
+            or that are out of range, a bad size or noise, a file that is no variogram model, or weights to
+            start from that do not fit.
         FileNotFoundError: there is no such variogram file, or checkpoint to start from.
     """
 
@@ -236,6 +235,10 @@ class GeoCLIPTraining(LightningModule):
         active = self.queue.full and (self.loss.variogram is not None or not self._reads_variogram)
         loss_function = self.loss if active else self.warm_up_loss
         scale = self.model.logit_scale.exp()
+        # autocast to bfloat16 refuses to put float16 tensors together
+        with torch.autocast(v.device.type, enabled=False):
+            batch_v = torch.cat(all_v)
+            gallery_v = torch.cat((all_v[ranks.rank], queue_v[of_queue], gallery.embeddings))
         loss: torch.Tensor = loss_function(
             self.model.image_encoder(v),
             encode_places(
@@ -249,10 +252,10 @@ class GeoCLIPTraining(LightningModule):
             torch.cat((latlon, queue_latlon[of_queue], gallery.latlon[of_gallery])),
             scale,
             query_embeddings=all_v[ranks.rank],
-            gallery_embeddings=torch.cat((all_v[ranks.rank], queue_v[of_queue], gallery.embeddings)),
+            gallery_embeddings=gallery_v,
             exclude=same_photo(rows, torch.cat([part for share in shares for part in share]), first),
         )
-        self._arrived.append((torch.cat(all_latlon), torch.cat(all_v), torch.cat(all_rows)))
+        self._arrived.append((torch.cat(all_latlon), batch_v, torch.cat(all_rows)))
         # the ranks' mean of this is the mean over all photos
         weight = len(rows) * ranks.world / sum(len(part) for part in all_rows)
         self.log("loss", weight * loss.detach(), prog_bar=True, sync_dist=ranks.world > 1)
