@@ -1,5 +1,6 @@
 """GeoCLIP's image encoder: a frozen open_clip visual tower and a small trainable head."""
 
+import difflib
 import io
 import logging
 import os
@@ -103,7 +104,12 @@ class ImageEncoder(nn.Module):
         if backbone is not None:
             config = open_clip.get_model_config(backbone)
             if config is None:
-                raise ValueError(f"backbone {backbone!r} is unknown, wanted one of {open_clip.list_models()}")
+                known = open_clip.list_models()
+                names = ", ".join(difflib.get_close_matches(backbone, known, n=5, cutoff=0.3) or known[:5])
+                raise ValueError(
+                    f"backbone {backbone!r} is unknown, wanted one of open_clip's {len(known)} "
+                    f"({names}, …) or the .json file that configures it"
+                )
             if embedding_dim not in (None, config["embed_dim"]):
                 raise ValueError(f"embedding_dim is {embedding_dim}, {backbone} has {config['embed_dim']}")
             embedding_dim = config["embed_dim"]

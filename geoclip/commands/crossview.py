@@ -23,6 +23,8 @@ def run(arguments: list[str]) -> None:
     Raises:
         ValueError: it is not `fit`.
     """
+    if arguments[:1] in (["-h"], ["--help"]):
+        arguments = ["fit", "--help"]
     if arguments[:1] != ["fit"]:
         raise ValueError(
             f"crossview: wanted 'fit' and its options, got {' '.join(arguments[:1]) or 'nothing'}"

@@ -165,7 +165,7 @@ def test_unreachable_hub_is_one_readable_error(monkeypatch, tmp_path):
 
 
 def test_unknown_names_are_refused(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"backbone 'ViT-Q' is unknown, wanted one of .*ViT-B-32"):
+    with pytest.raises(ValueError, match=r"backbone 'ViT-Q' is unknown, wanted one of .*ViT-"):
         ImageEncoder("ViT-Q")
     with pytest.raises(RuntimeError, match=rf"{tiny}.*no-such-tag"):
         _ = ImageEncoder(tiny, "no-such-tag").preprocess
