@@ -23,7 +23,7 @@ def add_parser(commands: Commands) -> None:
         "serve",
         help="a page to drop photos on",
         description="A page to drop photos on. The same as JSON: "
-        "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict?top_k=5",
+        "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=5'",
         formatter_class=DEFAULTS,
     )
     serve.set_defaults(run=run)
