@@ -32,7 +32,8 @@ aot: $(VENV_READY)
 
 # the documentation as a site in build/site
 docs: $(VENV_READY)
-	$(RUN) mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+	@echo "Written: build/site/index.html"
 
 # sdist and wheels into dist/, tried in an environment of their own
 wheels: $(VENV_READY)
