@@ -48,6 +48,7 @@ class RunState:
         pairs: multiplied in the finished strata.
         stratum: the stratum at work.
         block: its next row block.
+        block_rows: rows of its blocks, 0 before the walk.
         partial: its sums so far, None before the first block.
     """
 
@@ -56,6 +57,7 @@ class RunState:
     pairs: int = 0
     stratum: int = 0
     block: int = 0
+    block_rows: int = 0
     partial: BinnedSums | None = None
 
     def save(self, path: Path, fingerprint: str) -> None:
@@ -65,7 +67,7 @@ class RunState:
         }
         if self.partial is not None:
             arrays |= {f"partial_{name}": tensor.numpy() for name, tensor in self.partial.tensors().items()}
-        for name in ("pairs", "stratum", "block"):
+        for name in ("pairs", "stratum", "block", "block_rows"):
             arrays[name] = getattr(self, name)
         arrays |= {"fingerprint": fingerprint, "fraction": self.fraction}
         write_atomically(path, lambda file: np.savez(file, **arrays))
@@ -98,6 +100,7 @@ class RunState:
             pairs=int(values["pairs"]),
             stratum=int(values["stratum"]),
             block=int(values["block"]),
+            block_rows=int(values["block_rows"]),
             partial=sums("partial_") if "partial_sums" in values else None,
         )
 
@@ -203,9 +206,11 @@ class BinnedRun:
         first, last = self.strata[state.stratum]
         request = self.request.between(first, last)
         binning, reach = self.make_binning(request), float(request.chord_edges[-1])
-        walk = Walk(self.places, reach, binning)
         if not self._ranks or self.sample.max_pairs is None:
+            walk = Walk(self.places, reach, binning, state.block_rows or None)
+            state.block_rows = walk.block_rows
             return walk, 1.0
+        walk = Walk(self.places, reach, binning)
         # what the shorter lags left over goes to the longer ones
         budget = (self.sample.max_pairs - state.pairs) * (last - first) / (self.request.bins - first)
         sizes = wanted = [len(places) for places in self.places]
@@ -218,6 +223,12 @@ class BinnedRun:
                 for places, rank, size in zip(self.places, self._ranks, wanted, strict=True)
             ]
             walk = Walk(subsets, reach, binning)
+        if state.block_rows not in (0, walk.block_rows):  # and with them perhaps another sample
+            raise ValueError(
+                f"checkpoint: wanted blocks of {walk.block_rows} rows, got those of another version, "
+                f"{state.block_rows}; remove it to start afresh"
+            )
+        state.block_rows = walk.block_rows
         return walk, _pairs(wanted) / _pairs(sizes)
 
     def _finish(self, state: RunState, walk: Walk, fraction: float) -> None:
@@ -234,7 +245,7 @@ class BinnedRun:
                 total[first + 1 : last + 1] = part[1:-1]
         state.fraction[first:last] = fraction
         state.pairs += sum(walk.pairs)
-        state.stratum, state.block, state.partial = state.stratum + 1, 0, None
+        state.stratum, state.block, state.block_rows, state.partial = state.stratum + 1, 0, 0, None
 
 
 def _stretch(pairs: list[int], budget: float, least: int) -> list[int]:

@@ -140,17 +140,20 @@ class Walk:
         places: one set, for its pairs with each other; or two, the rows' and the columns'.
         reach: squared chord of the last edge; pairs further apart need not be met.
         binning: what bins the tiles.
+        block_rows: rows of a block, of a walk that goes on; the cheapest number by default.
 
     Attributes:
         pairs: number of pairs that each row block multiplies.
     """
 
-    def __init__(self, places: list[Places], reach: float, binning: PairBinning) -> None:
+    def __init__(
+        self, places: list[Places], reach: float, binning: PairBinning, block_rows: int | None = None
+    ) -> None:
         self.rows, self.columns = places[0], places[-1]
         self.triangle = len(places) == 1
         self.binning = binning
         self._reach = 2 * math.asin(min(math.sqrt(reach) / 2, 1.0)) if reach < 4 else math.pi
-        self.block_rows, self.pairs = self._best_blocks()
+        self.block_rows, self.pairs = self._best_blocks(block_rows)
 
     @property
     def starts(self) -> range:
@@ -206,9 +209,10 @@ class Walk:
             columns -= -len(self.columns) % TILE
         return size * columns + (size * (size - 1) // 2 if self.triangle else 0)
 
-    def _best_blocks(self) -> tuple[int, list[int]]:
+    def _best_blocks(self, wanted: int | None) -> tuple[int, list[int]]:
         """Rows of a block, and the pairs of each: small ones leave more out, large ones gather less."""
         choices = self.binning.row_blocks if self._reach < math.pi else self.binning.row_blocks[-1:]
+        choices = choices if wanted is None else (wanted,)
         pairs = {
             block_rows: [self._pairs(start, block_rows) for start in range(0, len(self.rows), block_rows)]
             for block_rows in choices

@@ -71,7 +71,11 @@ def measure(group, checkpoint=None, blocks=None, dtype=torch.float32, **options)
         walked.append(number)
         run_block(self, number)
 
-    kept = binned_run.CHECKPOINT_SECONDS, binned_native.NativeBinning.row_blocks
+    kept = (
+        binned_run.CHECKPOINT_SECONDS,
+        binned_native.NativeBinning.row_blocks,
+        binned_torch.TorchBinning.row_blocks,
+    )
     try:
         binned_run.CHECKPOINT_SECONDS, binned_run.Walk.run_block = 0.0, counting
         binned_native.NativeBinning.row_blocks = binned_torch.TorchBinning.row_blocks = (128,)
@@ -79,7 +83,8 @@ def measure(group, checkpoint=None, blocks=None, dtype=torch.float32, **options)
             v.to(dtype), latlon, edges_km=edges_km, checkpoint=checkpoint, group=group, **options
         )
     finally:
-        binned_run.CHECKPOINT_SECONDS, binned_native.NativeBinning.row_blocks = kept
+        binned_run.CHECKPOINT_SECONDS, binned_native.NativeBinning.row_blocks = kept[:2]
+        binned_torch.TorchBinning.row_blocks = kept[2]
         binned_run.Walk.run_block = run_block
     return measured, walked
 
