@@ -19,6 +19,7 @@ SEMIVARIO_SANITIZE=1 builds _native with AddressSanitizer and UndefinedBehaviorS
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -124,20 +125,61 @@ class BuildNative(build_ext):
             ext.extra_link_args += SANITIZE
         ext.extra_compile_args += flags
         ext.extra_objects = []
+        jobs: list[tuple[str, Path, list[str]]] = []
+        ninja = None if microsoft else find_ninja()
         for name, instructions in levels.items():
-            ext.extra_objects += self.compiler.compile(
-                KERNELS,
-                output_dir=str(Path(self.build_temp, name)),
-                macros=[("SEMIVARIO_ISA", name)],
-                extra_postargs=flags + instructions,
-            )
+            options = [*flags, *instructions, f"-DSEMIVARIO_ISA={name}"]
+            folder = Path(self.build_temp, name)
+            if ninja is None:
+                ext.extra_objects += self.compiler.compile(
+                    KERNELS,
+                    output_dir=str(folder),
+                    macros=[("SEMIVARIO_ISA", name)],
+                    extra_postargs=flags + instructions,
+                )
+            else:
+                jobs += [(source, folder / f"{Path(source).stem}.o", options) for source in KERNELS]
+        if ninja is not None:
+            ext.extra_objects += self.compile_together(ninja, jobs)
         super().build_extension(ext)
+
+    def compile_together(self, ninja: str, jobs: list[tuple[str, Path, list[str]]]) -> list[str]:
+        """Compile (source, object, options) by ninja, on all cores, again only where a file has changed."""
+        compiler = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
+        command = shlex.join([*compiler, *(f"-I{path}" for path in self.compiler.include_dirs)])
+        command = command.replace("$", "$$")  # ninja's own variables begin so
+        lines = [
+            f"rule cxx\n  command = {command} $options -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d\n  deps = gcc",
+        ]
+        for source, target, options in jobs:
+            lines.append(f"build {target}: cxx {source}\n  options = {shlex.join(options)}")
+        script = Path(self.build_temp, "build.ninja")
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text("\n".join(lines) + "\n")
+        run = [ninja, "--quiet", "-f", str(script)]
+        try:
+            if self.force:
+                subprocess.run([*run, "-t", "clean"], check=True)
+            subprocess.run(run, check=True)
+        except subprocess.CalledProcessError as error:
+            raise CompileError(f"failed: {shlex.join(error.cmd)}") from error
+        return [str(target) for _, target, _ in jobs]
 
 
 def find_nvcc() -> str | None:
     """Path of nvcc, on PATH or below CUDA_HOME."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc") or (shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None)
+
+
+def find_ninja() -> str | None:
+    """Path of ninja: the package's, or on PATH."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        return shutil.which("ninja")
+    return shutil.which("ninja", path=BIN_DIR) or shutil.which("ninja")
 
 
 def has_gpu() -> bool:
