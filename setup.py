@@ -149,6 +149,7 @@ class BuildNative(build_ext):
         command = shlex.join([*compiler, *(f"-I{path}" for path in self.compiler.include_dirs)])
         command = command.replace("$", "$$")  # ninja's own variables begin so
         lines = [
+            f"builddir = {self.build_temp}",  # of ninja's log
             f"rule cxx\n  command = {command} $options -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d\n  deps = gcc",
         ]
