@@ -133,7 +133,7 @@ class GeoCLIPTraining(LightningModule):
         # these two are no settings but data: their files may be gone, the checkpoint carries what was in them
         self.save_hyperparameters(ignore=["variogram", "start_from"])
         _check_numbers(self.hparams)
-        self.model = _start_model(
+        self.model = start_model(
             embedding_dim,
             output_dim,
             sigma,
@@ -428,7 +428,7 @@ def _check_numbers(settings: Any) -> None:
             raise ValueError(f"{name}: wanted one of {', '.join(choices)}, got {settings[name]!r}")
 
 
-def _start_model(
+def start_model(
     embedding_dim: int,
     output_dim: int,
     sigma: list[float] | None,
@@ -437,9 +437,10 @@ def _start_model(
     encoded_size: int,
     head: str,
     seed: int,
-    backbone: str | None,
-    pretrained: str | None,
+    backbone: str | None = None,
+    pretrained: str | None = None,
 ) -> GeoCLIP:
+    """The model that a run begins with; arguments and errors of `GeoCLIPTraining`."""
     if head not in ("mlp", "linear"):
         raise ValueError(f"head: wanted 'mlp' or 'linear', got {head!r}")
     with torch.random.fork_rng(devices=[]):

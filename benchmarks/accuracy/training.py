@@ -14,17 +14,14 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from benchmarks.accuracy.world import World
 from geoclip.gallery import Gallery
-from geoclip.image_encoder import ImageEncoder
-from geoclip.location_encoder import LocationEncoder
 from geoclip.metrics import great_circle_km
 from geoclip.model import GeoCLIP
 from geoclip.optimisation import learning_rate_schedule, parameter_groups
 from geoclip.queue import PlaceQueue, jitter, same_photo
-from geoclip.training import LARGEST_LOGIT_SCALE
+from geoclip.training import LARGEST_LOGIT_SCALE, start_model
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
 
 
@@ -72,8 +69,17 @@ def train(
         on_step: called after each step with its number.
         backend: of the loss.
     """
-    model = _start(world, training, seed)
-    queue = PlaceQueue(training.queue_size, world.train.shape[1])
+    dim = world.train.shape[1]
+    model = start_model(
+        dim,
+        dim,
+        training.sigma,
+        width=training.width,
+        encoded_size=training.encoded_size,
+        head="linear",
+        seed=seed,
+    )
+    queue = PlaceQueue(training.queue_size, dim)
     groups = parameter_groups(
         model.parameters(), learning_rate=training.learning_rate, weight_decay=training.weight_decay
     )
@@ -127,29 +133,3 @@ def errors_km(model: GeoCLIP, world: World) -> NDArray[np.float64]:
     """Distance of the best gallery place from the true one, (n,) km, for every held-out photo."""
     found, _ = Gallery(model, world.gallery).place(world.held_out)
     return great_circle_km(found[:, 0], world.held_out_latlon)
-
-
-def _start(world: World, training: Training, seed: int) -> GeoCLIP:
-    """The head starts as the identity: what looks alike is close from the first step on."""
-    dim = world.train.shape[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        image_encoder = ImageEncoder(None, embedding_dim=dim, output_dim=dim)
-        location_encoder = LocationEncoder(
-            training.sigma,
-            from_pretrained=False,
-            width=training.width,
-            encoded_size=training.encoded_size,
-            output_dim=dim,
-        )
-    linear = nn.Linear(dim, dim)
-    nn.init.eye_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    image_encoder.mlp = nn.Sequential(linear)
-    return GeoCLIP(
-        from_pretrained=False,
-        queue_size=0,
-        image_encoder=image_encoder,
-        location_encoder=location_encoder,
-        gallery=torch.zeros(1, 2),
-    )

@@ -1,10 +1,14 @@
-"""A small embedding store whose embeddings depend smoothly on the place, and the settings of a small run."""
+"""A small model, a small embedding store, smooth in the place, and the settings of a small run."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
+from geoclip.image_encoder import ImageEncoder
+from geoclip.location_encoder import LocationEncoder
+from geoclip.model import GeoCLIP
 from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon
@@ -20,6 +24,17 @@ def embeddings_of(latlon: np.ndarray, dim: int = 16) -> np.ndarray:
     )
     rng = np.random.default_rng(7)
     return np.cos(3 * place @ rng.normal(size=(3, dim)) + rng.uniform(0, 6, dim))
+
+
+def small_model() -> GeoCLIP:
+    """From embeddings of 16 numbers to features of 24, the same in every run."""
+    torch.manual_seed(3)
+    return GeoCLIP(
+        from_pretrained=False,
+        image_encoder=ImageEncoder(None, embedding_dim=16, output_dim=24),
+        location_encoder=LocationEncoder([2.0], from_pretrained=False, width=32, output_dim=24),
+        gallery=torch.zeros(1, 2),
+    )
 
 
 def write_store(folder: Path, n: int = 300, seed: int = 0) -> EmbeddingStore:

@@ -10,6 +10,7 @@ from geoclip.model import GeoCLIP
 from geoclip.training import GeoCLIPTraining
 
 from .small_world import write_settings, write_store
+from .stopped_run import fit_in_two_parts
 from .test_resume import same
 from .test_training import SMALL, trainer
 
@@ -63,18 +64,7 @@ def test_evaluation_takes_the_average_unless_told_otherwise(tmp_path):
 def test_the_average_goes_on_where_it_was(tmp_path):
     settings = ["--config", str(write_settings(tmp_path, steps=9)), "--model.ema", "0.8"]
     whole = torch.load(fit([*settings, "--out", str(tmp_path / "whole")]), weights_only=True)
-    training_step = GeoCLIPTraining.training_step
-
-    def stops_at_6(self, *arguments):
-        if self.global_step == 6:
-            raise RuntimeError("stopped")
-        return training_step(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GeoCLIPTraining, "training_step", stops_at_6)
-        with pytest.raises(RuntimeError, match="stopped"):
-            fit([*settings, "--out", str(tmp_path / "parts")])
-    parts = torch.load(fit([*settings, "--out", str(tmp_path / "parts")]), weights_only=True)
+    parts = torch.load(fit_in_two_parts(settings, tmp_path / "parts", 6), weights_only=True)
     assert any(name.startswith("averaged") for name in parts["state_dict"])
     same(whole["state_dict"], parts["state_dict"])
     same(whole["optimizer_states"], parts["optimizer_states"])

@@ -16,24 +16,15 @@ from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.evaluation import Placed, area_metrics, country_table, place_store, recall_metrics
 from geoclip.fit import fit
 from geoclip.gallery import Gallery
-from geoclip.image_encoder import ImageEncoder
-from geoclip.location_encoder import LocationEncoder
 from geoclip.metrics import fraction_metrics, geolocation_metrics, great_circle_km
-from geoclip.model import GeoCLIP
 
 from .rendered_photos import random_latlon
-from .small_world import embeddings_of, write_settings, write_store
+from .small_world import embeddings_of, small_model, write_settings, write_store
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(3)
-    return GeoCLIP(
-        from_pretrained=False,
-        image_encoder=ImageEncoder(None, embedding_dim=16, output_dim=24),
-        location_encoder=LocationEncoder([2.0], from_pretrained=False, width=32, output_dim=24),
-        gallery=torch.zeros(1, 2),
-    )
+    return small_model()
 
 
 @pytest.mark.parametrize("at_once", [7, 4096])

@@ -7,23 +7,15 @@ import torch.nn.functional as F
 
 from geoclip import gallery as gallery_module
 from geoclip.gallery import Gallery, MapCells
-from geoclip.image_encoder import ImageEncoder
-from geoclip.location_encoder import LocationEncoder
 from geoclip.metrics import great_circle_km
-from geoclip.model import GeoCLIP
 
 from .rendered_photos import random_latlon
+from .small_world import small_model
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(3)
-    return GeoCLIP(
-        from_pretrained=False,
-        image_encoder=ImageEncoder(None, embedding_dim=16, output_dim=24),
-        location_encoder=LocationEncoder([2.0], from_pretrained=False, width=32, output_dim=24),
-        gallery=torch.zeros(1, 2),
-    )
+    return small_model()
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])

@@ -14,22 +14,14 @@ import torch
 from geoclip import gallery_cache
 from geoclip.gallery import Gallery
 from geoclip.gallery_cache import default_cache
-from geoclip.image_encoder import ImageEncoder
-from geoclip.location_encoder import LocationEncoder
-from geoclip.model import GeoCLIP
 
 from .rendered_photos import random_latlon
+from .small_world import small_model
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(3)
-    return GeoCLIP(
-        from_pretrained=False,
-        image_encoder=ImageEncoder(None, embedding_dim=16, output_dim=24),
-        location_encoder=LocationEncoder([2.0], from_pretrained=False, width=32, output_dim=24),
-        gallery=torch.zeros(1, 2),
-    )
+    return small_model()
 
 
 def encoded(model, places, folder):

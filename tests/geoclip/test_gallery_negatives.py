@@ -12,6 +12,7 @@ from geoclip.training_ranks import TrainingRanks
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
 
 from .small_world import VARIOGRAM, write_settings, write_store
+from .stopped_run import fit_in_two_parts
 from .test_training import SMALL, batch, step, trainer
 
 
@@ -142,18 +143,7 @@ def test_a_place_without_image_is_a_plain_negative(tmp_path):
 def test_a_run_with_a_gallery_resumes_and_is_evaluated(tmp_path):
     settings = ["--config", str(write_settings(tmp_path, steps=8)), "--model.gallery", "150"]
     whole = torch.load(fit([*settings, "--out", str(tmp_path / "whole")]), weights_only=True)
-    training_step = GeoCLIPTraining.training_step
-
-    def stops_at_6(self, *arguments):
-        if self.global_step == 6:
-            raise RuntimeError("stopped")
-        return training_step(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GeoCLIPTraining, "training_step", stops_at_6)
-        with pytest.raises(RuntimeError, match="stopped"):
-            fit([*settings, "--out", str(tmp_path / "parts")])
-    parts = fit([*settings, "--out", str(tmp_path / "parts")])
+    parts = fit_in_two_parts(settings, tmp_path / "parts", 6)
     state = torch.load(parts, weights_only=True)["state_dict"]
     assert all(torch.equal(t, state[n]) for n, t in whole["state_dict"].items() if torch.is_tensor(t))
     assert not [name for name in state if "gallery" in name and "gps" not in name]

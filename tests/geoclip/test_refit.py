@@ -19,6 +19,7 @@ from semivario_kernels import (
 
 from .rendered_photos import random_latlon
 from .small_world import VARIOGRAM, embeddings_of, write_settings, write_store
+from .stopped_run import fit_in_two_parts
 from .test_resume import same
 from .test_training import SMALL, trainer
 
@@ -105,18 +106,7 @@ def test_without_a_variogram_the_policy_sets_in_at_the_first_fit(tmp_path):
 def test_the_checkpoint_carries_the_refitted_model(tmp_path):
     settings = ["--config", str(write_settings(tmp_path, steps=9)), "--model.refit_every", "3"]
     whole = torch.load(fit([*settings, "--out", str(tmp_path / "whole")]), weights_only=True)
-    training_step = GeoCLIPTraining.training_step
-
-    def stops_at_6(self, *arguments):
-        if self.global_step == 6:
-            raise RuntimeError("stopped")
-        return training_step(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GeoCLIPTraining, "training_step", stops_at_6)
-        with pytest.raises(RuntimeError, match="stopped"):
-            fit([*settings, "--out", str(tmp_path / "parts")])
-    checkpoint = fit([*settings, "--out", str(tmp_path / "parts")])
+    checkpoint = fit_in_two_parts(settings, tmp_path / "parts", 6)
     parts = torch.load(checkpoint, weights_only=True)
     same(whole["state_dict"], parts["state_dict"])
     model = load_trained(checkpoint).loss.variogram

@@ -12,6 +12,7 @@ from geoclip.training import GeoCLIPTraining
 from geoclip.training_ranks import TrainingRanks
 
 from .small_world import VARIOGRAM, write_settings, write_store
+from .stopped_run import fit_in_two_parts
 from .test_resume import same
 from .test_training import SMALL, trainer
 
@@ -101,18 +102,8 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, sampler):
     settings = ["--config", str(write_settings(tmp_path, steps=15)), "--data.sampler", sampler]
     settings += ["--data.ranked", "12", "--data.nearest", "4", "--data.further", "2"]
     whole = torch.load(fit([*settings, "--out", str(tmp_path / "whole")]), weights_only=True)
-    training_step = GeoCLIPTraining.training_step
-
-    def stops_at_13(self, *arguments):  # in the second epoch of 300 // 24 steps
-        if self.global_step == 13:
-            raise RuntimeError("stopped")
-        return training_step(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GeoCLIPTraining, "training_step", stops_at_13)
-        with pytest.raises(RuntimeError, match="stopped"):
-            fit([*settings, "--out", str(tmp_path / "parts")])
-    parts = torch.load(fit([*settings, "--out", str(tmp_path / "parts")]), weights_only=True)
+    # step 13 lies in the second epoch of 300 // 24 steps
+    parts = torch.load(fit_in_two_parts(settings, tmp_path / "parts", 13), weights_only=True)
     same(whole["state_dict"], parts["state_dict"])
     same(whole["optimizer_states"], parts["optimizer_states"])
 
