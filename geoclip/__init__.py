@@ -22,8 +22,10 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"geoclip.{_HOME[name]}"), name)
     except ModuleNotFoundError as error:
+        from semivario_kernels.extras import install_command
+
         raise ModuleNotFoundError(
-            f"geoclip.{name} needs the module {error.name!r}: pip install 'semivario-kernels[train]'",
+            f"geoclip.{name} needs the module {error.name!r}: {install_command('train')}",
             name=error.name,
         ) from error
 

@@ -78,7 +78,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         if "pip install" in str(error):
             return str(error)
-        return f"{error}; the trainer's packages come with: pip install 'semivario-kernels[train]'"
+        from semivario_kernels.extras import install_command
+
+        return f"{error}; the trainer's packages come with: {install_command('train')}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

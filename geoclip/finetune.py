@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geoclip.image_encoder import ImageEncoder
+from semivario_kernels.extras import install_command
 
 FineTuning = Literal["none", "last_k", "lora"]
 
@@ -95,7 +96,7 @@ def _adapters(tower: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"finetune: LoRA needs {error.name!r}: pip install 'semivario-kernels[finetune]'", name=error.name
+            f"finetune: LoRA needs {error.name!r}: {install_command('finetune')}", name=error.name
         ) from error
     blocks, _ = _blocks(tower)
     inside = {id(module) for block in blocks for module in block.modules()}

@@ -148,8 +148,7 @@ def open_parquet(path: Path) -> ParquetFile:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ImportError(
-            f"{path}: Parquet is read by pyarrow, which is not installed; it comes with: "
-            "pip install 'semivario-kernels[variogram]'"
+            f"{path}: Parquet is read by pyarrow, which is not installed: pip install pyarrow"
         ) from error
     try:
         return pq.ParquetFile(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from semivario_kernels.extras import install_command
+
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str, shown: bool) -> Iterator[Callable[[int], None]]:
@@ -29,8 +31,7 @@ def progress_bar(description: str, total: int, unit: str, shown: bool) -> Iterat
         from rich.text import Text
     except ImportError as error:
         raise ImportError(
-            "progress=True draws with rich, which is not installed; "
-            "it comes with: pip install 'semivario-kernels[variogram]'"
+            f"progress=True draws with rich, which is not installed; it comes with: {install_command('variogram')}"
         ) from error
 
     class RateColumn(TextColumn):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from semivario_kernels.checks import check_number
+from semivario_kernels.extras import install_command
 from semivario_kernels.geometry import EARTH_RADIUS_KM, chord_km
 
 if TYPE_CHECKING:
@@ -288,7 +289,6 @@ def import_gstools() -> Any:
     try:
         import gstools
     except ImportError as error:
-        raise ImportError(
-            "GSTools is not installed; it comes with: pip install 'semivario-kernels[variogram]'"
-        ) from error
+        message = f"GSTools is not installed; it comes with: {install_command('variogram')}"
+        raise ImportError(message) from error
     return gstools

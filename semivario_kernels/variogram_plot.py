@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from semivario_kernels.extras import install_command
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -99,9 +101,8 @@ def import_matplotlib() -> None:
     try:
         import matplotlib.ticker  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            "matplotlib is not installed; it comes with: pip install 'semivario-kernels[variogram]'"
-        ) from error
+        message = f"matplotlib is not installed; it comes with: {install_command('variogram')}"
+        raise ImportError(message) from error
 
 
 def variogram_figure(

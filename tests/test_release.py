@@ -1,6 +1,7 @@
 """The version stands in one place, and the packages ship what they promise."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,16 @@ def test_the_version_comes_from_pyproject():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
     with pytest.raises(AttributeError, match="no attribute 'versoin'"):
         _ = semivario_kernels.versoin
+
+
+def test_the_extras_that_messages_name_exist():
+    sources = [
+        path for package in ("semivario_kernels", "geoclip") for path in (ROOT / package).rglob("*.py")
+    ]
+    named = {
+        extra for path in sources for extra in re.findall(r"install_command\(['\"](\w+)", path.read_text())
+    }
+    assert {"variogram", "train", "serve"} <= named <= set(PROJECT["optional-dependencies"])
 
 
 def test_sdist_and_wheel(tmp_path):

@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> None:
 
         from geoclip.server import Locator, make_app
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: pip install 'semivario-kernels[serve]'") from error
+        from semivario_kernels.extras import install_command
+
+        raise ModuleNotFoundError(f"{error}: {install_command('serve')}") from error
     from geoclip.gallery import Gallery
     from geoclip.places import read_places
     from geoclip.weights import load_weights

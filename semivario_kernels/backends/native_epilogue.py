@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +23,17 @@ def _load() -> tuple[Any, str | None]:
     # torch, imported above, brings the OpenMP library whose symbols the extension leaves open
     try:
         return importlib.import_module("semivario_kernels._native"), None
-    except ModuleNotFoundError as error:
-        return None, f"{error}: the package was installed without a compiler"
+    except ModuleNotFoundError:
+        return None, _why_not_built()
     except ImportError as error:
         return None, str(error)
+
+
+def _why_not_built() -> str:
+    root = Path(__file__).parents[2]
+    if (root / "setup.py").exists():
+        return f"not built in {root}, whose sources are imported: leave that folder, or pip install -e ."
+    return "not built: no C++ compiler when this was installed, or it failed; SEMIVARIO_NATIVE=1 pip install . says"
 
 
 _native, _reason = _load()

@@ -217,4 +217,4 @@ def test_a_missing_package_is_named_with_its_extra():
     assert run.returncode == 2
     (line,) = run.stderr.strip().splitlines()
     assert "rich" in line
-    assert line.endswith("pip install 'semivario-kernels[train]'")
+    assert line.endswith("pip install 'semivario-kernels[train]' (in a clone: pip install '.[train]')")

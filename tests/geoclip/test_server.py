@@ -203,7 +203,7 @@ def test_without_its_packages_the_extra_is_named():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 2
     (line,) = run.stderr.strip().splitlines()
-    assert line.endswith("pip install 'semivario-kernels[serve]'")
+    assert line.endswith("(in a clone: pip install '.[serve]')")
 
 
 @pytest.fixture(scope="module")
