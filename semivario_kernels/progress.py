@@ -31,7 +31,8 @@ def progress_bar(description: str, total: int, unit: str, shown: bool) -> Iterat
         from rich.text import Text
     except ImportError as error:
         raise ImportError(
-            f"progress=True draws with rich, which is not installed; it comes with: {install_command('variogram')}"
+            "progress=True draws with rich, which is not installed; "
+            f"it comes with: {install_command('variogram')}"
         ) from error
 
     class RateColumn(TextColumn):

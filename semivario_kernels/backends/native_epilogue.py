@@ -33,7 +33,7 @@ def _why_not_built() -> str:
     root = Path(__file__).parents[2]
     if (root / "setup.py").exists():
         return f"not built in {root}, whose sources are imported: leave that folder, or pip install -e ."
-    return "not built: no C++ compiler when this was installed, or it failed; SEMIVARIO_NATIVE=1 pip install . says"
+    return "not built: C++ compiler missing or failed; SEMIVARIO_NATIVE=1 pip install . says why"
 
 
 _native, _reason = _load()

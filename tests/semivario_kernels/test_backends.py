@@ -66,4 +66,4 @@ def test_kernels_that_are_not_built_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(
         native_epilogue, "__file__", str(tmp_path / "semivario_kernels" / "backends" / "x.py")
     )
-    assert "SEMIVARIO_NATIVE=1 pip install" in native_epilogue._why_not_built()
+    assert "SEMIVARIO_NATIVE=1 pip install ." in native_epilogue._why_not_built()
