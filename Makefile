@@ -49,11 +49,13 @@ compat:
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(if $(OUT),--out '$(OUT)') $(GPU_FLAGS)
 
-# the native tests under AddressSanitizer and UndefinedBehaviorSanitizer; rebuilds without them afterwards
+# the native tests, and those of the GPU's kernels on the CPU, under AddressSanitizer and
+# UndefinedBehaviorSanitizer; rebuilds without them afterwards
 sanitize: $(VENV_READY)
 	SEMIVARIO_NATIVE=1 SEMIVARIO_SANITIZE=1 .venv/bin/python setup.py -q build_ext --inplace --force
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		OMP_NUM_THREADS=1 $(RUN) pytest -s tests/semivario_kernels/test_native_*.py; \
+		OMP_NUM_THREADS=1 SEMIVARIO_SANITIZE=1 \
+		$(RUN) pytest -s tests/semivario_kernels/test_native_*.py tests/semivario_kernels/test_kernels_on_host.py; \
 		result=$$?; .venv/bin/python setup.py -q build_ext --inplace --force && exit $$result
 
 lock:

@@ -1,6 +1,7 @@
 """csrc/cuda/ compiled for the CPU: the kernels' own source, run by the stand-in for CUDA in cuda_on_host/.
 
-Built once per state of the sources, into the cache of test builds.
+Built once per state of the sources, into the cache of test builds; with SEMIVARIO_SANITIZE=1 (`make sanitize`)
+under AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 import fcntl
@@ -29,6 +30,9 @@ FLAGS = [
     "-Werror",
     "-Wno-unknown-pragmas",
 ]
+if os.environ.get("SEMIVARIO_SANITIZE") == "1":
+    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    FLAGS += ["-fno-omit-frame-pointer", "-g"]
 
 
 def compiler() -> str:
@@ -73,5 +77,6 @@ def _build(folder: Path, library: Path) -> None:
         errors = compilation.communicate()[1]
         assert compilation.returncode == 0, f"{output.stem}:\n{errors}"
     partial = library.with_suffix(".partial")
-    subprocess.run([compiler(), "-shared", "-o", partial, *(o for o, _ in compilations)], check=True)
+    objects = [output for output, _ in compilations]
+    subprocess.run([compiler(), *FLAGS, "-shared", *objects, "-o", partial], check=True)
     partial.rename(library)

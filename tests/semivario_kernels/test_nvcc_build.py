@@ -1,6 +1,7 @@
 """nvcc compiles the GPU's kernels for sm_80, sm_90 and sm_100; no GPU is needed to import the extension."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -94,6 +95,22 @@ def test_extension_says_what_is_missing(built):
     problem, error = done.stdout.splitlines()
     assert problem == "no CUDA driver is installed"
     assert re.match(r"cudaGetDevice: CUDA error: .*driver", error)
+
+
+@NEEDS_NVCC
+def test_only_the_architectures_asked_for_are_compiled(tmp_path):
+    """nvcc says what it would run; the oldest one's PTX serves all others."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path]
+    environment = {**os.environ, "SEMIVARIO_CUDA": "1", "SEMIVARIO_NATIVE": "0"}
+    environment |= {"NVCC_APPEND_FLAGS": "--dryrun", "SEMIVARIO_CUDA_ARCHITECTURES": "80 100"}
+    done = subprocess.run(command, cwd=cuda_build.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"ptxas .*-arch=(sm_\d+)", done.stdout)) == {"sm_80", "sm_100"}
+    assert set(re.findall(r"kind=ptx,sm=(\d+)", done.stdout)) == {"80"}
+    environment["SEMIVARIO_CUDA_ARCHITECTURES"] = "42"
+    done = subprocess.run(command, cwd=cuda_build.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "knows none of the architectures 42" in done.stderr
 
 
 def test_absence_is_explained(monkeypatch):
