@@ -1,7 +1,7 @@
 """csrc/cuda/ compiled for the CPU: the kernels' own source, run by the stand-in for CUDA in cuda_on_host/.
 
-Built once per state of the sources, into the cache of test builds; with SEMIVARIO_SANITIZE=1 (`make sanitize`)
-under AddressSanitizer and UndefinedBehaviorSanitizer.
+Built once per state of the sources, into the cache of test builds; with SEMIVARIO_SANITIZE=1 under
+AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 import fcntl

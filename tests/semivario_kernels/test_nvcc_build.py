@@ -100,7 +100,8 @@ def test_extension_says_what_is_missing(built):
 @NEEDS_NVCC
 def test_only_the_architectures_asked_for_are_compiled(tmp_path):
     """nvcc says what it would run; the oldest one's PTX serves all others."""
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path]
+    folders = ["--build-lib", tmp_path, "--build-temp", tmp_path]
+    command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
     environment = {**os.environ, "SEMIVARIO_CUDA": "1", "SEMIVARIO_NATIVE": "0"}
     environment |= {"NVCC_APPEND_FLAGS": "--dryrun", "SEMIVARIO_CUDA_ARCHITECTURES": "80 100"}
     done = subprocess.run(command, cwd=cuda_build.ROOT, env=environment, capture_output=True, text=True)
