@@ -26,7 +26,7 @@ Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to
   geoclip serve                               the same as a page to drop photos on
   geoclip export runs/fit/last.ckpt mine      weights for others to use
 
-Photos against satellite images:  geoclip crossview fit --config cvusa
+Photos against satellite images:  geoclip crossview fit --config cvusa, then geoclip crossview eval
 
 Or, without any photo:  geoclip demo; geoclip download osv5m fetches five million"""
 
@@ -63,8 +63,8 @@ def _run(arguments: list[str]) -> int:
     code = 0
     if arguments[:1] == ["fit"]:  # Lightning's own parser reads the rest
         fit.run(arguments[1:])
-    elif arguments[:1] == ["crossview"]:
-        crossview.run(arguments[1:])
+    elif arguments[:2] == ["crossview", "fit"]:
+        crossview.run_fit(arguments[2:])
     else:
         options = _parser().parse_args(arguments)
         code = options.run(options) or 0

@@ -155,10 +155,7 @@ def fraction_metrics(
     Raises:
         ValueError: `bootstrap` below 1, `confidence` outside (0, 1).
     """
-    if bootstrap < 1:
-        raise ValueError(f"bootstrap: wanted at least 1 resample, got {bootstrap}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: wanted a number between 0 and 1, got {confidence}")
+    _check_resampling(bootstrap, confidence)
     rng = np.random.default_rng(seed)
     metrics = {}
     for name, right in hits.items():
@@ -169,6 +166,43 @@ def fraction_metrics(
             )
             metrics[name] = {"value": share, "low": float(low), "high": float(high)}
     return metrics
+
+
+def mean_metrics(
+    values: Mapping[str, FloatArray], *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Metrics:
+    """Means over queries, with percentile bootstrap intervals.
+
+    Args:
+        values: name to (n,) what each query scored; n is at least 1.
+        bootstrap: number of resamples.
+        confidence: coverage wanted of the intervals, between 0 and 1.
+        seed: seed of the resampling; all names share a resample's queries where they have as many.
+
+    Returns:
+        {name: {"value", "low", "high"}}.
+
+    Raises:
+        ValueError: `bootstrap` below 1, `confidence` outside (0, 1).
+    """
+    _check_resampling(bootstrap, confidence)
+    metrics = {}
+    for name, scores in values.items():
+        rng, at_once = np.random.default_rng(seed), max(1, _RESAMPLED_AT_ONCE // len(scores))
+        means = [
+            scores[rng.integers(0, len(scores), (min(at_once, bootstrap - start), len(scores)))].mean(axis=1)
+            for start in range(0, bootstrap, at_once)
+        ]
+        low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+        metrics[name] = {"value": float(scores.mean()), "low": float(low), "high": float(high)}
+    return metrics
+
+
+def _check_resampling(bootstrap: int, confidence: float) -> None:
+    if bootstrap < 1:
+        raise ValueError(f"bootstrap: wanted at least 1 resample, got {bootstrap}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: wanted a number between 0 and 1, got {confidence}")
 
 
 _KEYS = (*(f"within_{threshold}_km" for threshold in THRESHOLDS_KM), "median_km", "mean_km", "geoscore")

@@ -8,24 +8,35 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from geoclip.crossview.cvact import read_cvact
 from geoclip.crossview.cvusa import read_cvusa
 from geoclip.crossview.images import ImagePairs, Images
-from geoclip.crossview.transforms import TurnTogether, plain_transform, training_transform
+from geoclip.crossview.transforms import Numbers, Size, TurnTogether, plain_transform, training_transform
 from geoclip.crossview.university1652 import read_university1652
 from geoclip.crossview.views import CrossViews
 from geoclip.crossview.vigor import read_vigor
 from geoclip.sampling import EpochBatchSampler, geographic_neighbours
+from geoclip.training_ranks import TrainingRanks
 
 DatasetName = Literal["cvusa", "cvact", "vigor-same", "vigor-cross", "university1652"]
-_HELD_OUT = {"cvusa": "val", "cvact": "val"}  # the others have a test split
 
 
-def read_views(dataset: str, root: str, split: str) -> CrossViews:
-    """Read a split of a data set by its name; errors as its reader's, ValueError for another name."""
+def held_out_split(dataset: str) -> str:
+    """The split that a training is evaluated on."""
+    return "val" if dataset in ("cvusa", "cvact") else "test"
+
+
+def read_views(dataset: str, root: str, split: str, *, query: str = "drone") -> CrossViews:
+    """Read a split of a data set by its name; errors as its reader's, ValueError for another name.
+
+    Args:
+        dataset: "cvusa", "cvact", "vigor-same", "vigor-cross" or "university1652".
+        root: its folder.
+        split: as its reader takes them.
+        query: "drone" or "satellite", of University-1652.
+    """
     if dataset == "cvusa":
         return read_cvusa(root, split)
     if dataset == "cvact":
@@ -33,7 +44,7 @@ def read_views(dataset: str, root: str, split: str) -> CrossViews:
     if dataset in ("vigor-same", "vigor-cross"):
         return read_vigor(root, split, area=dataset.removeprefix("vigor-"))
     if dataset == "university1652":
-        return read_university1652(root, split)
+        return read_university1652(root, split, query=query)
     raise ValueError(
         f"dataset: wanted cvusa, cvact, vigor-same, vigor-cross or university1652, got {dataset!r}"
     )
@@ -87,7 +98,7 @@ class CrossViewData(LightningDataModule):
             raise ValueError(f"sampling: wanted 'random' or 'neighbours', got {sampling!r}")
         self.workers = workers
         self.train_views = read_views(dataset, root, "train")
-        self.held_out = read_views(dataset, root, _HELD_OUT.get(dataset, "test"))
+        self.held_out = read_views(dataset, root, held_out_split(dataset))
         self.pairs = self.train_views.pairs()
         self._neighbours = None
         if sampling == "neighbours":
@@ -134,27 +145,23 @@ class CrossViewData(LightningDataModule):
             reference_transform=training_transform(self.hparams["reference_size"], mean, std),
             sampler=self.sampler,
         )
-        return DataLoader(pairs, batch_sampler=self.sampler, num_workers=self.workers, pin_memory=self._pin())
+        return DataLoader(pairs, batch_sampler=self.sampler, num_workers=self.workers, pin_memory=_pin())
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The held-out queries, then the held-out references."""
+        """This process's share of the held-out queries, then of the held-out references."""
         return self.plain_loaders(self.held_out)
 
     def plain_loaders(self, views: CrossViews) -> list[DataLoader[Any]]:
-        """Undisturbed queries and references of a split, in their order."""
+        """Undisturbed queries and references of a split.
+
+        Process r of W has images r, r + W, …; the last shares are filled up from the first images, so
+        that all have as many batches.
+        """
         mean, std = self._normalisation()
-        transforms: list[nn.Module] = [
-            plain_transform(self.hparams[size], mean, std) for size in ("query_size", "reference_size")
-        ]
-        return [
-            DataLoader(
-                Images(files, transform),
-                batch_size=self.hparams["batch_size"],
-                num_workers=self.workers,
-                pin_memory=self._pin(),
-            )
-            for files, transform in zip((views.query_files, views.reference_files), transforms, strict=True)
-        ]
+        sizes = self.hparams["query_size"], self.hparams["reference_size"]
+        return plain_loaders(
+            views, sizes, (mean, std), batch_size=self.hparams["batch_size"], workers=self.workers
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         """Let the next batches be those of this epoch, from its first."""
@@ -175,5 +182,36 @@ class CrossViewData(LightningDataModule):
         encoder = self.trainer.lightning_module.encoder
         return encoder.mean, encoder.std  # type: ignore[return-value]
 
-    def _pin(self) -> bool:
-        return torch.cuda.is_available()
+
+def plain_loaders(
+    views: CrossViews,
+    sizes: tuple[Size, Size],
+    normalisation: tuple[Numbers, Numbers],
+    *,
+    batch_size: int,
+    workers: int,
+) -> list[DataLoader[Any]]:
+    """This process's share of a split's undisturbed queries and of its references.
+
+    Args:
+        views: the split.
+        sizes: height and width that queries and references are resized to.
+        normalisation: mean and standard deviation of each channel.
+        batch_size: images at once.
+        workers: processes that read images.
+    """
+    ranks = TrainingRanks.current()
+    loaders: list[DataLoader[Any]] = []
+    for files, size in zip((views.query_files, views.reference_files), sizes, strict=True):
+        images = Images(files, plain_transform(size, *normalisation))
+        share: DistributedSampler[torch.Tensor] = DistributedSampler(
+            images, ranks.world, ranks.rank, shuffle=False
+        )
+        loaders.append(
+            DataLoader(images, batch_size=batch_size, sampler=share, num_workers=workers, pin_memory=_pin())
+        )
+    return loaders
+
+
+def _pin() -> bool:
+    return torch.cuda.is_available()

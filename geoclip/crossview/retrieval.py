@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 _SIMILARITIES_AT_ONCE = 2**23  # 32 MB in float32, and as much for each mask
+
+
+class Ranked(NamedTuple):
+    """What each of N queries found among the references, on the CPU."""
+
+    rank: torch.Tensor  # (N,) int64 of the first right reference, from 1
+    hit: torch.Tensor | None  # (N,) bool: no wrong one before it, semi-positives set aside
+    precision: dict[str, torch.Tensor]  # "ap" and "ap_step", (N,) float64
+    references: int
+
+    def successes(self) -> dict[str, torch.Tensor]:
+        """(N,) bool by metric: "recall@1", "recall@5", "recall@10", "recall@1%", "hit_rate"."""
+        found = {f"recall@{k}": self.rank <= k for k in (1, 5, 10)}
+        found["recall@1%"] = self.rank <= max(1, self.references // 100)
+        return found if self.hit is None else {**found, "hit_rate": self.hit}
+
+    def means(self) -> dict[str, float]:
+        """Over the queries, of `successes` and of `precision`."""
+        values = {**self.successes(), **self.precision}
+        return {name: value.double().mean().item() for name, value in values.items()}
 
 
 def retrieval_metrics(
@@ -15,6 +37,30 @@ def retrieval_metrics(
     *,
     semi_positives: torch.Tensor | None = None,
 ) -> dict[str, float]:
+    """The means of what `rank_references` finds.
+
+    Returns:
+        Fractions: "recall@1", "recall@5", "recall@10" and "recall@1%" (of M, at least one) of queries with a
+        right reference among the first k; "hit_rate" (VIGOR, Zhu et al., 2021: no wrong reference comes
+        first, semi-positives set aside), where semi-positives are given; "ap", University-1652's average
+        precision (trapezoids between the recall levels), and "ap_step", scikit-learn's (their right ends).
+
+    Raises:
+        ValueError: as in `rank_references`.
+    """
+    return rank_references(
+        queries, references, query_labels, reference_labels, semi_positives=semi_positives
+    ).means()
+
+
+def rank_references(
+    queries: torch.Tensor,
+    references: torch.Tensor,
+    query_labels: torch.Tensor,
+    reference_labels: torch.Tensor,
+    *,
+    semi_positives: torch.Tensor | None = None,
+) -> Ranked:
     """Rank all references for every query, some queries at a time.
 
     A reference is right for a query where their labels agree. A wrong one that is exactly as similar as the
@@ -26,12 +72,6 @@ def retrieval_metrics(
         query_labels: (N,) int64.
         reference_labels: (M,) int64.
         semi_positives: (N, K) int64 rows of the references that are neither right nor wrong, −1 padded.
-
-    Returns:
-        Fractions: "recall@1", "recall@5", "recall@10" and "recall@1%" (of M, at least one) of queries with a
-        right reference among the first k; "hit_rate" (VIGOR, Zhu et al., 2021: no wrong reference comes
-        first, semi-positives set aside), where semi-positives are given; "ap", University-1652's average
-        precision (trapezoids between the recall levels), and "ap_step", scikit-learn's (their right ends).
 
     Raises:
         ValueError: shapes that do not agree, or a query without a right reference.
@@ -65,12 +105,12 @@ def retrieval_metrics(
         if semi_positives is not None:
             hits[some] = ~_without(before, semi_positives[some]).any(dim=1).cpu()
         precision[:, some] = _average_precision(similarity, right).cpu()
-    result = {f"recall@{k}": (ranks <= k).double().mean().item() for k in (1, 5, 10)}
-    result["recall@1%"] = (ranks <= max(1, m // 100)).double().mean().item()
-    if semi_positives is not None:
-        result["hit_rate"] = hits.double().mean().item()
-    result["ap"], result["ap_step"] = precision.mean(dim=1).tolist()
-    return result
+    return Ranked(
+        ranks,
+        None if semi_positives is None else hits,
+        dict(zip(("ap", "ap_step"), precision, strict=True)),
+        m,
+    )
 
 
 def _without(before: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

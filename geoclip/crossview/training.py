@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from geoclip.crossview.evaluation import rank_views
+from geoclip.crossview.mining import similar_places, surprising_places
 from geoclip.crossview.model import CrossViewEncoder
-from geoclip.crossview.retrieval import retrieval_metrics
 from geoclip.crossview.views import CrossViews
-from geoclip.sampling import similarity_neighbours
+from geoclip.training_ranks import TrainingRanks
 from semivario_kernels import NegativePolicy, VariogramModel, semivariogram_info_nce
 
 
@@ -29,13 +29,16 @@ class CrossViewTraining(LightningModule):
         warm_up_epochs: epochs in which the learning rate rises; a part of one may do.
         similarity_every: epochs after which a batch's neighbours become the places that the encoder of now
             confuses; 0: never.
+        similarity_by: "cosine": the most similar places (Sample4Geo); "surprise": those of them that are more
+            alike than a semivariogram of the features of now expects, and apart those that are alike because
+            they are near.
         policy: preset of `NegativePolicy`; a semivariogram of the features themselves then tells hard
             negatives from false ones.
         strengths: the preset's arguments.
         variogram: JSON file of the semivariogram of features, for policies that read it.
 
     Raises:
-        ValueError: numbers out of range, an unknown policy or backbone.
+        ValueError: numbers out of range, an unknown policy, backbone or similarity.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class CrossViewTraining(LightningModule):
         learning_rate: float = 1e-3,
         warm_up_epochs: float = 1.0,
         similarity_every: int = 4,
+        similarity_by: Literal["cosine", "surprise"] = "cosine",
         policy: str = "none",
         strengths: dict[str, float] | None = None,
         variogram: str | None = None,
@@ -58,6 +62,8 @@ class CrossViewTraining(LightningModule):
             raise ValueError(f"warm_up_epochs: wanted at least 0, got {warm_up_epochs}")
         if similarity_every < 0:
             raise ValueError(f"similarity_every: wanted at least 0, got {similarity_every}")
+        if similarity_by not in ("cosine", "surprise"):
+            raise ValueError(f"similarity_by: wanted 'cosine' or 'surprise', got {similarity_by!r}")
         preset = getattr(NegativePolicy, policy, None) if policy.isidentifier() else None
         if preset is None or not isinstance(vars(NegativePolicy).get(policy), classmethod):
             raise ValueError(f"policy: wanted a preset of NegativePolicy, got {policy!r}")
@@ -129,39 +135,56 @@ class CrossViewTraining(LightningModule):
         self._data.begin_epoch(self.current_epoch + 1)
 
     def _replace_neighbours(self) -> None:
-        x, y = (self._embed(loader) for loader in self._data.plain_loaders(self._data.train_views))
-        # a place's queries, where it has several, count together
-        places = torch.from_numpy(self._data.pairs).to(x.device)
-        queries = torch.zeros_like(y).index_add_(0, places, x)
-        self._data.sampler.set_neighbours(
-            similarity_neighbours(queries, self._data.hparams["neighbours"], references=y)
-        )
+        data, ranks = self._data, TrainingRanks.current()
+        x, y = (self._embed(loader) for loader in data.plain_loaders(data.train_views))
+        tables = None
+        if ranks.rank == 0:  # one table for all: ranks that round differently would repeat each other's rows
+            # a place's queries, where it has several, count together
+            places = torch.from_numpy(data.pairs).to(x.device)
+            queries = torch.zeros_like(y).index_add_(0, places, x)
+            k = data.hparams["neighbours"]
+            if self.hparams["similarity_by"] == "surprise":
+                tables = surprising_places(queries, y, data.train_views.reference_latlon, k)
+            else:
+                tables = similar_places(queries, y, k)
+        data.sampler.set_neighbours(*ranks.from_first(tables))
+
+    def on_fit_start(self) -> None:
+        """Refuse, before the first step, what cannot be drawn from the data.
+
+        Raises:
+            ValueError: "surprise" of a data set without coordinates.
+        """
+        by_surprise = self.hparams["similarity_every"] and self.hparams["similarity_by"] == "surprise"
+        if by_surprise and self._data.train_views.reference_latlon is None:
+            raise ValueError("similarity_by: 'surprise' reads places, and the data set has none")
 
     def validation_step(self, images: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keep the features of the held-out queries (loader 0) and references (loader 1)."""
+        """Keep the features of this rank's held-out queries (loader 0) and references (loader 1)."""
         self._held_out[dataloader_idx].append(normalize(self.encoder(images).float(), dim=1))
 
     def on_validation_epoch_end(self) -> None:
         """Rank the held-out references for every held-out query, and log the metrics."""
+        views: CrossViews = self._data.held_out
+        files = (views.query_files, views.reference_files)
+        shares = [-(-len(of_view) // self.trainer.world_size) for of_view in files]
         x, y = (torch.cat(features) for features in self._held_out)
         self._held_out = [[], []]
-        views: CrossViews = self._data.held_out
-        if self.trainer.sanity_checking or (len(x), len(y)) != (
-            len(views.query_files),
-            len(views.reference_files),
-        ):
+        if self.trainer.sanity_checking or [len(x), len(y)] != shares:
             return  # a part of the images only
-        self.log_dict({f"val/{name}": value for name, value in rank_views(views, x, y).items()})
+        x, y = (_whole(features, len(of_view)) for features, of_view in zip((x, y), files, strict=True))
+        self.log_dict({f"val/{name}": value for name, value in rank_views(views, x, y).means().items()})
 
     @torch.no_grad()
     def _embed(self, loader: DataLoader[Any]) -> torch.Tensor:
+        """(n, D) unit features of all of a view's images; every rank makes its share of them."""
         training = self.encoder.training
         self.encoder.eval()
         precision = self.trainer.precision_plugin.forward_context
         with precision():
             features = [self.encoder(images.to(self.device)).float() for images in loader]
         self.encoder.train(training)
-        return normalize(torch.cat(features), dim=1)
+        return _whole(normalize(torch.cat(features), dim=1), len(loader.dataset))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises linearly, then falls to 0 on half a cosine."""
@@ -180,15 +203,7 @@ class CrossViewTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def rank_views(views: CrossViews, queries: torch.Tensor, references: torch.Tensor) -> dict[str, float]:
-    """`retrieval_metrics` of a split's features."""
-    device = queries.device
-    labels = [torch.from_numpy(np.asarray(labels)) for labels in (views.query_labels, views.reference_labels)]
-    semi = None if views.semi_positives is None else torch.from_numpy(views.semi_positives)
-    return retrieval_metrics(
-        queries,
-        references,
-        labels[0].to(device),
-        labels[1].to(device),
-        semi_positives=None if semi is None else semi.to(device),
-    )
+def _whole(share: torch.Tensor, n: int) -> torch.Tensor:
+    """(n, D) out of every rank's share: rank r of W has rows r, r + W, …, padded to one length for all."""
+    parts = TrainingRanks.current().gather(share)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:n]

@@ -33,6 +33,7 @@ def surprise_neighbours(
     *,
     candidates: int = 512,
     policy: NegativePolicy = _DEFAULT_POLICY,
+    references: torch.Tensor | None = None,
 ) -> SurpriseNeighbours:
     """Rank the places that look like each place by how surprising that is at their distance.
 
@@ -47,6 +48,8 @@ def surprise_neighbours(
         k: neighbours per row and table.
         candidates: most similar rows that are ranked, at least k.
         policy: one whose log-weight reads γ.
+        references: (N, E) embeddings of the other view, row i that of place i, where the semivariogram was
+            measured across views: d is then between a place's embedding and another's reference.
 
     Raises:
         ValueError: embeddings as in `similarity_neighbours`, latlon that is not (N, 2) finite degrees,
@@ -59,7 +62,7 @@ def surprise_neighbours(
         raise ValueError(f"k: wanted between 1 and candidates ({candidates}), got {k}")
     if not policy.reads_dissimilarity or policy.kind == "penalty":
         raise ValueError(f"policy: wanted one whose log-weight reads γ(h), got {policy.kind!r}")
-    rows, cosines = most_similar(embeddings, candidates)
+    rows, cosines = most_similar(embeddings, candidates, references)
     hard, false = (np.full((len(rows), k), -1, dtype=np.int32) for _ in range(2))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)

@@ -106,22 +106,39 @@ def surprise_world(n=700):
     return v, latlon, VariogramModel("exponential", 0.2, 0.8, 900.0)
 
 
+def log_weight(km, d):
+    """Of `explained` with hard = false = 1 under the world's model, of sill 1; 0 for a place and itself."""
+    rho = np.exp(-km / 900.0)
+    e = np.maximum(0.2 + 0.8 * (1 - rho) - d, 0)
+    weight = e * (1 - rho) - rho * np.maximum(1 - d, 0)
+    np.fill_diagonal(weight, 0)
+    return weight
+
+
 def test_surprise_as_its_definition():
     v, latlon, model = surprise_world()
     hard, false = surprise_neighbours(v, latlon, model, 16, candidates=699)
     unit = torch.nn.functional.normalize(v, dim=1)
-    d = (1 - unit @ unit.T).numpy()
-    km = haversine_distances(np.radians(latlon)) * 6371.0088
-    rho = np.exp(-km / 900.0)
-    e = np.maximum(0.2 + 0.8 * (1 - rho) - d, 0)
-    weight = e * (1 - rho) - rho * np.maximum(1 - d, 0)  # explained, hard = false = 1, sill 1
-    np.fill_diagonal(weight, 0)
+    weight = log_weight(haversine_distances(np.radians(latlon)) * 6371.0088, (1 - unit @ unit.T).numpy())
     for table, strength in ((hard, weight), (false, -weight)):
         best = -np.sort(-np.maximum(strength, 0), axis=1)[:, :16]
         got = np.where(table >= 0, np.take_along_axis(strength, np.maximum(table, 0).astype(int), 1), 0)
         np.testing.assert_allclose(got, best, rtol=0, atol=1e-6)  # d is a float32 product
         assert (table >= 0).mean() > 0.3
     assert (false == -1).any()
+
+
+def test_surprise_across_views_reads_the_other_view():
+    v, latlon, model = surprise_world()
+    u = v + torch.from_numpy(np.random.default_rng(5).normal(scale=0.5, size=v.shape))
+    hard, false = surprise_neighbours(v, latlon, model, 16, candidates=699, references=u)
+    d = (1 - torch.nn.functional.normalize(v, dim=1) @ torch.nn.functional.normalize(u, dim=1).T).numpy()
+    km = haversine_distances(np.radians(latlon)) * 6371.0088
+    weight = log_weight(km, d)
+    for table, strength in ((hard, weight), (false, -weight)):
+        best = -np.sort(-np.maximum(strength, 0), axis=1)[:, :16]
+        got = np.where(table >= 0, np.take_along_axis(strength, np.maximum(table, 0).astype(int), 1), 0)
+        np.testing.assert_allclose(got, best, rtol=0, atol=1e-6)
 
 
 def test_hard_ones_are_far_and_false_ones_near():

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from geoclip import cli
 from geoclip.crossview.data import CrossViewData
 from geoclip.crossview.fit import _RECIPES, _with_recipes, fit
+from geoclip.crossview.mining import surprising_places
 from geoclip.crossview.model import CrossViewEncoder
 from geoclip.crossview.training import CrossViewTraining
 
@@ -120,6 +122,27 @@ def test_similarity_replaces_the_neighbours(tmp_path):
     assert (table != before).any()
 
 
+@pytest.mark.filterwarnings("error::UserWarning:geoclip.*")
+def test_surprise_replaces_the_neighbours(tmp_path, monkeypatch):
+    root = write_cvusa(tmp_path / "data", train=64)
+    data = CrossViewData("cvusa", str(root), batch_size=8, neighbours=6)
+    # features of a world with a semivariogram in the place of those of an encoder that saw 64 pictures
+    latlon = torch.from_numpy(data.train_views.reference_latlon)
+    features = torch.cat(
+        (torch.sin(latlon / 6), torch.cos(latlon / 6), 0.2 * torch.randn(64, 4)), dim=1
+    ).float()
+    monkeypatch.setattr(
+        CrossViewTraining, "_embed", lambda *_: torch.nn.functional.normalize(features, dim=1)
+    )
+    options = {"data.neighbours": 6, "model.similarity_every": 1, "model.similarity_by": "surprise"}
+    run = fit(arguments(tmp_path / "run", root, epochs=1, **options))
+    near, apart = torch.load(run, weights_only=True)["CrossViewData"]["sampler"]["tables"]
+    wanted = surprising_places(features, features, latlon.numpy(), 6)
+    for table, want in zip((near, apart), wanted, strict=True):
+        assert (table >= 0).sum() > 40
+        np.testing.assert_array_equal(table.numpy(), want)
+
+
 def test_semi_positives_leave_the_loss(tmp_path):
     root = write_vigor(tmp_path / "data")
     data = CrossViewData(
@@ -203,23 +226,83 @@ def test_bad_input_is_named(tmp_path, capsys):
         CrossViewTraining(TINY, pretrained=False, policy="torch_terms")
     with pytest.raises(ValueError, match="variogram: policy 'explained' reads the semivariogram"):
         CrossViewTraining(TINY, pretrained=False, policy="explained")
-    assert cli.main(["crossview", "train"]) == 2
-    assert "crossview: wanted 'fit' and its options, got train" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="similarity_by: wanted 'cosine' or 'surprise', got 'luck'"):
+        CrossViewTraining(TINY, pretrained=False, similarity_by="luck")
+    options = {"data.batch_size": 4, "model.similarity_every": 1, "model.similarity_by": "surprise"}
+    with pytest.raises(ValueError, match="similarity_by: 'surprise' reads places, and the data set has none"):
+        fit(arguments(tmp_path / "run", root, "university1652", **options))
     assert cli.main(["crossview", *["fit", *arguments(tmp_path / "run", tmp_path / "none")]]) == 2
     assert "no such file" in capsys.readouterr().err
 
 
-def test_two_processes_see_different_rows(tmp_path):
-    root = write_vigor(tmp_path / "data")
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """Two epochs on two processes; the second's batches come from what the first's encoder confuses."""
+    folder = tmp_path_factory.mktemp("two")
+    root = write_vigor(folder / "data")
+    odd = root / "splits" / "Seattle" / "same_area_balanced_test.txt"
+    odd.write_text("".join(odd.read_text().splitlines(keepends=True)[:-1]))  # 23 held-out queries for 2 ranks
     options = {"data.batch_size": 8, "data.neighbours": 8, "trainer.devices": 2, "trainer.strategy": "ddp"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(Path(__file__).with_name("two_ranks.py")), str(tmp_path)]
-    command += arguments(tmp_path / "run", root, "vigor-same", epochs=2, **options)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    options |= {"trainer.check_val_every_n_epoch": 2, "model.similarity_every": 1}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(folder), port]
+    command += arguments(folder / "run", root, "vigor-same", epochs=2, **options)
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=here, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return root, folder / "run", ranks
+
+
+def test_two_processes_see_different_rows(two_ranks):
+    first, second = (rank["seen"] for rank in two_ranks[2])
     assert len(first) == len(second) == 2 * (72 // 16)
     for epoch in range(2):
         some = slice(4 * epoch, 4 * epoch + 4)
         rows = [row for batch in (*first[some], *second[some]) for row in batch]
         assert len(set(rows)) == len(rows) == 64
+
+
+def test_two_processes_draw_from_one_table_of_neighbours(two_ranks):
+    first, second = two_ranks[2]
+    assert (first["mined"], second["mined"]) == (2, 0)
+    assert len(first["tables"]) == 2
+    assert first["tables"] == second["tables"]
+    assert first["tables"][0] != first["tables"][1]
+
+
+def test_two_processes_validate_as_one_evaluates(two_ranks, tmp_path, capsys):
+    root, run, ranks = two_ranks
+    assert [rank["embedded"] for rank in ranks] == [12 + 24] * 2  # of 23 queries and 48 references
+    logs = next((run / "logs").glob("version_*/metrics.csv")).read_text().splitlines()
+    logged = [dict(zip(logs[0].split(","), line.split(","), strict=True)) for line in logs[1:]]
+    (validated,) = (line for line in logged if line["val/recall@1"])
+    out = tmp_path / "metrics.json"
+    command = ["crossview", "eval", str(run / "last.ckpt"), str(root), "--out", str(out)]
+    assert cli.main([*command, "--workers", "0", "--batch-size", "5", "--device", "cpu"]) == 0
+    result = json.loads(out.read_text())
+    assert (result["queries"], result["references"], result["split"]) == (23, 48, "test")
+    names = ("recall@1", "recall@5", "recall@10", "recall@1%", "hit_rate", "ap", "ap_step")
+    assert sorted(result["metrics"]) == sorted(names)
+    assert 0.2 < result["metrics"]["recall@1"]["value"] < 1
+    printed = capsys.readouterr().out
+    for name, entry in result["metrics"].items():
+        assert entry["value"] == pytest.approx(float(validated[f"val/{name}"]), abs=1e-6)
+        assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
+        assert f"{name:12} {entry['value']:8.4f}" in printed
+    assert result["metrics"]["ap"]["low"] < result["metrics"]["ap"]["high"]
+
+
+def test_eval_refuses_what_is_no_checkpoint(tmp_path, capsys):
+    other = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {}}, other)
+    for command, message in (
+        ([str(tmp_path / "none.ckpt"), str(tmp_path)], "none.ckpt: no such checkpoint"),
+        ([str(other), str(tmp_path)], "other.ckpt is no checkpoint of `geoclip crossview fit`"),
+        ([str(other), str(tmp_path), "--bootstrap", "0"], "--bootstrap: wanted at least 1, got 0"),
+        ([str(other), str(tmp_path), "--batch-size", "0"], "--batch-size: wanted at least 1, got 0"),
+    ):
+        assert cli.main(["crossview", "eval", *command, "--out", str(tmp_path / "m.json")]) == 2
+        assert message in capsys.readouterr().err

@@ -1,23 +1,57 @@
-"""One rank of a distributed run: trains, and notes which rows it saw."""
+"""Two ranks of a distributed run, forked after the imports: each trains and notes what it saw."""
 
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
 
+import torch
+import torch._dynamo  # or the first call of a custom operator would, in both ranks
+
+from geoclip.crossview import training
 from geoclip.crossview.fit import fit
-from geoclip.crossview.training import CrossViewTraining
-
-_STEP = CrossViewTraining.training_step
-_seen: list[list[int]] = []
+from geoclip.sampling import EpochBatchSampler
 
 
-def _noting(self, batch, batch_idx):
-    _seen.append(batch["query_row"].tolist())
-    return _STEP(self, batch, batch_idx)
+def train(rank, folder, port, arguments):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "two"}
+    seen, tables, mined, embedded = [], [], [], []
+    step, set_neighbours = training.CrossViewTraining.training_step, EpochBatchSampler.set_neighbours
+    validate, mine = training.CrossViewTraining.validation_step, training.similar_places
+
+    def noting_step(self, batch, batch_idx):
+        seen.append(batch["query_row"].tolist())
+        return step(self, batch, batch_idx)
+
+    def noting_tables(self, neighbours, avoid=None):
+        tables.append(neighbours.tolist())
+        set_neighbours(self, neighbours, avoid)
+
+    def noting_images(self, images, *index):
+        embedded.append(len(images))
+        validate(self, images, *index)
+
+    def noting_mining(*arguments):
+        mined.append(None)
+        return mine(*arguments)
+
+    training.CrossViewTraining.training_step = noting_step
+    training.CrossViewTraining.validation_step = noting_images
+    training.similar_places = noting_mining
+    EpochBatchSampler.set_neighbours = noting_tables
+    torch.set_num_threads(1)
+    fit(arguments)
+    found = {"seen": seen, "tables": tables, "mined": len(mined), "embedded": sum(embedded)}
+    Path(folder, f"rank-{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    CrossViewTraining.training_step = _noting
-    fit(sys.argv[2:])
-    Path(sys.argv[1], f"rank-{os.environ['RANK']}.json").write_text(json.dumps(_seen))
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=train, args=(rank, *sys.argv[1:3], sys.argv[3:])) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(max(abs(process.exitcode) for process in ranks))

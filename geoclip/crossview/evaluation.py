@@ -1,0 +1,90 @@
+"""How well a trained cross-view encoder finds the references of a split it has not seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from geoclip.crossview.model import CrossViewEncoder
+from geoclip.crossview.retrieval import Ranked, rank_references
+from geoclip.crossview.views import CrossViews
+from geoclip.metrics import Metrics, fraction_metrics, mean_metrics
+
+_ENCODER = "encoder."  # of a training's weights
+
+
+class Trained(NamedTuple):
+    """What a checkpoint of `geoclip crossview fit` holds for evaluation."""
+
+    encoder: CrossViewEncoder  # in evaluation mode, on the CPU
+    data: dict[str, Any]  # settings of its `CrossViewData`: dataset, query_size, reference_size, …
+
+
+def load_trained(checkpoint: str | os.PathLike[str]) -> Trained:
+    """Read a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, or damaged.
+    """
+    path = os.fspath(checkpoint)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        encoder = CrossViewEncoder(saved["hyper_parameters"]["backbone"], pretrained=False)
+        weights = {name: value for name, value in saved["state_dict"].items() if name.startswith(_ENCODER)}
+        encoder.load_state_dict({name.removeprefix(_ENCODER): value for name, value in weights.items()})
+        data = dict(saved["datamodule_hyper_parameters"])
+    except Exception as error:  # pickle, zip and torch each raise their own on a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} is no checkpoint of `geoclip crossview fit`: {reason}") from error
+    return Trained(encoder.float().eval(), data)
+
+
+@torch.inference_mode()
+def embed(
+    encoder: CrossViewEncoder,
+    loader: DataLoader[torch.Tensor],
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    """(n, D) float32 unit features of a loader's images, on the device; in half precision on a GPU."""
+    features = []
+    for images in loader:
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            made = encoder(images.to(device, non_blocking=True))
+        features.append(normalize(made.float(), dim=1))
+        advance(len(images))
+    return torch.cat(features)
+
+
+def rank_views(views: CrossViews, queries: torch.Tensor, references: torch.Tensor) -> Ranked:
+    """`rank_references` of a split's features."""
+    device = queries.device
+    labels = [torch.from_numpy(np.asarray(labels)) for labels in (views.query_labels, views.reference_labels)]
+    semi = None if views.semi_positives is None else torch.from_numpy(views.semi_positives)
+    return rank_references(
+        queries,
+        references,
+        labels[0].to(device),
+        labels[1].to(device),
+        semi_positives=None if semi is None else semi.to(device),
+    )
+
+
+def intervals(ranked: Ranked, *, bootstrap: int = 1000) -> Metrics:
+    """Every metric with its 95 % percentile bootstrap interval over the queries.
+
+    Raises:
+        ValueError: `bootstrap` below 1.
+    """
+    hits = {name: hit.numpy() for name, hit in ranked.successes().items()}
+    precision = {name: value.numpy() for name, value in ranked.precision.items()}
+    return {**fraction_metrics(hits, bootstrap=bootstrap), **mean_metrics(precision, bootstrap=bootstrap)}
