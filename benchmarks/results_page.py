@@ -129,7 +129,13 @@ def _plot_differences(rows: list[dict[str, Any]], path: Path) -> None:
             ]
             at = [place + 0.12 * (k - (len(shown) - 1) / 2) for place in range(len(values))]
             ax.errorbar(
-                at, values, reach, fmt="o", markersize=4, color=COLORS[k % len(COLORS)], label=row["label"]
+                at,
+                values,
+                reach,
+                fmt="o",
+                markersize=4,
+                color=COLORS[k % len(COLORS)],
+                label=f"{row['label']}, {row['answer']}",
             )
         ax.axhline(0, color="#7c8aa0", linewidth=0.8)
         ax.set_xticks(range(len(THRESHOLDS_KM)), [f"{km:,} km" for km in THRESHOLDS_KM])

@@ -18,6 +18,7 @@ from geoclip.gallery import Gallery
 from geoclip.metrics import Metrics, fraction_metrics, geolocation_metrics, great_circle_km
 from geoclip.photos import AREAS
 from geoclip.progress import progress_bar
+from semivario_kernels import VariogramModel
 
 LatLon = NDArray[np.float64]
 Areas = Mapping[str, pa.DictionaryArray]
@@ -44,7 +45,9 @@ class Placed:
     places: int
 
 
-def place_store(gallery: Gallery, test: EmbeddingStore, *, progress: bool = False) -> Placed:
+def place_store(
+    gallery: Gallery, test: EmbeddingStore, *, variogram: VariogramModel | None = None, progress: bool = False
+) -> Placed:
     """Place every photo of a store, some at a time; one stored as ten crops by all of them.
 
     Raises:
@@ -62,7 +65,7 @@ def place_store(gallery: Gallery, test: EmbeddingStore, *, progress: bool = Fals
                 if test.info.get("pictures") == "tencrop"
                 else test.read(rows)
             )
-            latlon[rows] = gallery.place(embeddings)[0][:, 0]
+            latlon[rows] = gallery.place(embeddings, variogram=variogram)[0][:, 0]
             rank[rows] = gallery.rank(embeddings, nearest[rows])
             advance(len(rows))
     return Placed(truth, latlon, rank, len(gallery.latlon))

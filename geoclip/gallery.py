@@ -15,7 +15,8 @@ from geoclip.coordinates import check_latlon
 from geoclip.gallery_cache import cached_features
 from geoclip.model import GeoCLIP
 from geoclip.progress import progress_bar
-from semivario_kernels import EARTH_RADIUS_KM, topk_gallery
+from geoclip.support import CANDIDATES, order_by_support
+from semivario_kernels import EARTH_RADIUS_KM, VariogramModel, topk_gallery
 
 LatLon = NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class Located:
     """Where n photos may have been taken.
 
     Attributes:
-        latlon: (n, k, 2) latitude and longitude in degrees, most probable first.
+        latlon: (n, k, 2) latitude and longitude in degrees, best first.
         probability: (n, k) of these places, as softmax over the whole gallery.
         radius_km: (n, S) great-circle radius around the first place that holds each share asked for.
         density: (n, C) probability of each map cell; None where no cells were asked for.
@@ -106,12 +107,16 @@ class Gallery:
             )
             self.features = features.to(self.device)
 
-    def place(self, embeddings: torch.Tensor, k: int = 1) -> tuple[LatLon, NDArray[np.float32]]:
+    def place(
+        self, embeddings: torch.Tensor, k: int = 1, *, variogram: VariogramModel | None = None
+    ) -> tuple[LatLon, NDArray[np.float32]]:
         """Find the k places that fit each photo best.
 
         Args:
             embeddings: (n, E) frozen embeddings of the photos.
             k: places per photo, at most M.
+            variogram: puts the most alike places in the order of `geoclip.support`; None leaves them in that
+                of their cosines.
 
         Returns:
             latlon: (n, k, 2) latitude and longitude in degrees, best first.
@@ -120,7 +125,7 @@ class Gallery:
         Raises:
             ValueError: wrong shapes, embeddings that are not finite, or k outside 1 … M.
         """
-        values, indices = topk_gallery(self.photo_features(embeddings), self.features, k)
+        values, indices = self._best(self.photo_features(embeddings), k, variogram)
         return self.latlon[indices.cpu().numpy()], values.cpu().numpy()
 
     @torch.no_grad()
@@ -159,14 +164,16 @@ class Gallery:
         *,
         shares: Sequence[float] = (0.5, 0.9),
         cells: MapCells | None = None,
+        variogram: VariogramModel | None = None,
     ) -> Located:
-        """Find the k most probable places of each photo, and how the probability spreads around the first.
+        """Find the k best places of each photo, and how the probability spreads around the first.
 
         Args:
             embeddings: (n, E) frozen embeddings of the photos.
             k: places per photo, at most M.
             shares: of the probability, each between 0 and 1, for the radii.
             cells: of this gallery's places, for the density.
+            variogram: as in `place`; None puts the most probable place first.
 
         Raises:
             ValueError: as in `place`, or a share outside (0, 1).
@@ -174,7 +181,7 @@ class Gallery:
         if not all(0 < share < 1 for share in shares):
             raise ValueError(f"shares: wanted fractions between 0 and 1, got {list(shares)}")
         x = self.photo_features(embeddings)
-        similarity, index = topk_gallery(x, self.features, k)
+        similarity, index = self._best(x, k, variogram)
         scale = self.model.logit_scale.exp()
         probability = scale * similarity
         radius_km = np.empty((len(x), len(shares)))
@@ -192,6 +199,24 @@ class Gallery:
                 mass = torch.zeros(len(share), len(cells.centers), device=self.device)
                 density[some] = mass.index_add_(1, cells.cell.to(self.device), share).cpu().numpy()
         return Located(self.latlon[index.cpu().numpy()], probability.exp().cpu().numpy(), radius_km, density)
+
+    def _best(
+        self, x: torch.Tensor, k: int, variogram: VariogramModel | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and rows of the k places that fit the photos' features (n, D) best, (n, k) each."""
+        if variogram is None:
+            return topk_gallery(x, self.features, k)
+        sorted_anew = min(CANDIDATES, len(self.latlon))
+        values, indices = topk_gallery(x, self.features, max(k, sorted_anew))
+        order = np.tile(np.arange(values.shape[1]), (len(x), 1))
+        order[:, :sorted_anew] = order_by_support(
+            self.latlon[indices[:, :sorted_anew].cpu().numpy()],
+            values[:, :sorted_anew].cpu().numpy(),
+            float(self.model.logit_scale.detach().exp()),
+            variogram,
+        )
+        first = torch.from_numpy(order[:, :k]).to(values.device)
+        return values.gather(1, first), indices.gather(1, first)
 
     @torch.no_grad()
     def photo_features(self, embeddings: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from PIL import Image
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.gallery import Gallery, Located, MapCells
 from geoclip.image_encoder import ImageEncoder, read_image
+from semivario_kernels import VariogramModel
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SHARES = (0.5, 0.9)  # of the probability, whose radii every prediction carries
@@ -113,7 +114,11 @@ def stored_embeddings(store: EmbeddingStore, *, batch_size: int) -> Iterator[Bat
 
 
 def predict(
-    batches: Iterable[Batch], gallery: Gallery, k: int, cells: MapCells | None = None
+    batches: Iterable[Batch],
+    gallery: Gallery,
+    k: int,
+    cells: MapCells | None = None,
+    variogram: VariogramModel | None = None,
 ) -> Iterator[Prediction]:
     """Locate the photos of every batch.
 
@@ -122,12 +127,13 @@ def predict(
         gallery: the places to choose from.
         k: places per photo.
         cells: of a map of the probability; None for no map.
+        variogram: as in `Gallery.place`.
 
     Raises:
         ValueError: as in `Gallery.locate`.
     """
     for names, embeddings in batches:
-        located: Located = gallery.locate(embeddings, k, shares=SHARES, cells=cells)
+        located: Located = gallery.locate(embeddings, k, shares=SHARES, cells=cells, variogram=variogram)
         for i, name in enumerate(names):
             density = None if located.density is None else located.density[i]
             yield Prediction(

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy.contestants import Contestant
 from benchmarks.accuracy.samplers import batches
-from benchmarks.accuracy.training import Training, errors_km, train
+from benchmarks.accuracy.training import ANSWERS, Training, errors_km, train
 from benchmarks.accuracy.world import World
 from geoclip.metrics import THRESHOLDS_KM
 from semivario_kernels.atomic import write_atomically
 
 # raised by whoever changes what a run computes, so that no result of the old code is taken for one of the new
-REVISION = 1
+REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,21 @@ def result_of(run: Run, cache: Path) -> dict[str, Any] | None:
 def execute(run: Run, world: World, cache: Path, on_step: Callable[[int], None]) -> dict[str, Any]:
     """Train, place the held-out photos, and keep the result.
 
-    `rings` holds a digit per held-out photo: the index of the smallest of `THRESHOLDS_KM` that its error does
-    not pass, or their number.
+    `rings` holds, for each of `ANSWERS`, a digit per held-out photo: the index of the smallest of
+    `THRESHOLDS_KM` that its error does not pass, or their number.
     """
     start, cpu = time.monotonic(), time.process_time()
     rows = batches(world, run.sampler, run.training, run.seed)
     model = train(world, rows, run.contestant.policy, run.training, run.seed, on_step=on_step)
     trained, trained_cpu = time.monotonic(), time.process_time()
     errors = errors_km(model, world)
-    tables_only = errors[world.validation :]
     result = {
         "settings": run.settings(),
-        "rings": "".join(map(str, np.searchsorted(THRESHOLDS_KM, errors))),
+        "rings": {
+            answer: "".join(map(str, np.searchsorted(THRESHOLDS_KM, km))) for answer, km in errors.items()
+        },
         "validation": world.validation,
-        "median_km": float(np.median(tables_only)),
+        "median_km": {answer: float(np.median(km[world.validation :])) for answer, km in errors.items()},
         "logit_scale": float(model.logit_scale.detach().exp()),
         "training_s": round(trained - start, 1),
         "training_cpu_s": round(trained_cpu - cpu, 1),
@@ -91,9 +92,11 @@ def execute(run: Run, world: World, cache: Path, on_step: Callable[[int], None])
     return result
 
 
-def within(result: dict[str, Any], *, validation: bool = False) -> NDArray[np.bool_]:
+def within(
+    result: dict[str, Any], answer: str = ANSWERS[0], *, validation: bool = False
+) -> NDArray[np.bool_]:
     """Whether each photo was placed within each of `THRESHOLDS_KM`, (thresholds, photos)."""
-    digits = np.frombuffer(result["rings"].encode(), dtype=np.uint8) - ord("0")
+    digits = np.frombuffer(result["rings"][answer].encode(), dtype=np.uint8) - ord("0")
     split = result["validation"]
     chosen = digits[:split] if validation else digits[split:]
     return chosen[None] <= np.arange(len(THRESHOLDS_KM))[:, None]

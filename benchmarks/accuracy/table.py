@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,26 +11,37 @@ import numpy as np
 from benchmarks.accuracy.contestants import PLAIN
 from benchmarks.accuracy.runs import Run, within
 from benchmarks.accuracy.statistics import DRAWS, difference
+from benchmarks.accuracy.training import ANSWERS
 from benchmarks.table import table
 from geoclip.metrics import THRESHOLDS_KM
+from geoclip.support import CANDIDATES
 
-HEAD = ["world", "batches", "policy", "seeds", *(f"{km:,} km" for km in THRESHOLDS_KM), "training s"]
+HEAD = [
+    "world",
+    "batches",
+    "policy",
+    "answer",
+    "seeds",
+    *(f"{km:,} km" for km in THRESHOLDS_KM),
+    "training s",
+]
 
 
 def rows_of(runs: Iterable[tuple[Run, dict[str, Any]]], *, validation: bool = False) -> list[dict[str, Any]]:
-    """One row per world, sampler and contestant, of finished runs and their results.
+    """One row per world, sampler, contestant and way to answer, of finished runs and their results.
 
-    "difference" is to plain InfoNCE with the same batches, over the seeds that both have; None for plain
-    InfoNCE itself, and where it has not run.
+    "difference_points" is to plain InfoNCE with the same batches that answers with the most alike place, over
+    the seeds that both have; None for that itself, and where it has not run.
     """
     finished: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
     for run, result in runs:
         finished.setdefault((run.world, run.sampler, run.contestant.label), {})[run.seed] = result
     rows = []
-    for (world, sampler, label), results in finished.items():
-        plain = {} if label == PLAIN.label else finished.get((world, sampler, PLAIN.label), {})
+    for ((world, sampler, label), results), answer in itertools.product(finished.items(), ANSWERS):
+        itself = label == PLAIN.label and answer == ANSWERS[0]
+        plain = {} if itself else finished.get((world, sampler, PLAIN.label), {})
         seeds = sorted(results.keys() & plain.keys()) or sorted(results)
-        hits = np.stack([within(results[seed], validation=validation) for seed in seeds])
+        hits = np.stack([within(results[seed], answer, validation=validation) for seed in seeds])
         intervals = None
         if plain.keys() >= set(seeds):
             theirs = np.stack([within(plain[seed], validation=validation) for seed in seeds])
@@ -39,6 +51,7 @@ def rows_of(runs: Iterable[tuple[Run, dict[str, Any]]], *, validation: bool = Fa
                 "world": world,
                 "sampler": sampler,
                 "label": label,
+                "answer": answer,
                 "contestant": results[seeds[0]]["settings"]["contestant"],
                 "seeds": seeds,
                 "photos": hits.shape[2],
@@ -69,10 +82,12 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 READING = (
-    "`none()` is plain InfoNCE, in percent of the held-out photos. The others: points above plain InfoNCE "
-    f"with the same seeds and batches, with 95 % intervals over seeds and places ({DRAWS:,} draws of both), "
-    "bold where the interval excludes 0; with one seed the interval knows of places alone. Training: median "
-    "processor time of a run."
+    "`none()`, answering with the most alike place, is plain InfoNCE, in percent of the held-out photos. The "
+    f"others: points above it with the same seeds and batches, with 95 % intervals over seeds and places "
+    f"({DRAWS:,} draws of both), bold where the interval excludes 0; with one seed the interval knows of "
+    f"places alone. The best supported of the {CANDIDATES} most alike places has the most probability around "
+    "it, each neighbour's weighed by the semivariogram's correlation ρ(h). Training: median processor time "
+    "of a run."
 )
 
 
@@ -86,6 +101,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         row["world"],
         row["sampler"],
         f"`{row['label']}`",
+        row["answer"],
         str(len(row["seeds"])),
         *numbers,
         f"{row['training_s']:.0f}",

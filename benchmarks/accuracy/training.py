@@ -21,8 +21,12 @@ from geoclip.metrics import great_circle_km
 from geoclip.model import GeoCLIP
 from geoclip.optimisation import learning_rate_schedule, parameter_groups
 from geoclip.queue import PlaceQueue, jitter, same_photo
+from geoclip.support import CANDIDATES, order_by_support
 from geoclip.training import LARGEST_LOGIT_SCALE, start_model
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
+
+# the gallery's place with the largest cosine, and the one with the most probability around it
+ANSWERS = ("most alike", "best supported")
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,12 @@ def train(
     return model.eval()
 
 
-def errors_km(model: GeoCLIP, world: World) -> NDArray[np.float64]:
-    """Distance of the best gallery place from the true one, (n,) km, for every held-out photo."""
-    found, _ = Gallery(model, world.gallery).place(world.held_out)
-    return great_circle_km(found[:, 0], world.held_out_latlon)
+def errors_km(model: GeoCLIP, world: World) -> dict[str, NDArray[np.float64]]:
+    """Distance of the answered gallery place from the true one, (n,) km, for each of `ANSWERS`."""
+    latlon, similarity = Gallery(model, world.gallery).place(
+        world.held_out, min(CANDIDATES, len(world.gallery))
+    )
+    scale = float(model.logit_scale.detach().exp())
+    first = order_by_support(latlon, similarity, scale, world.fit.model)[:, 0]
+    answered = dict(zip(ANSWERS, (latlon[:, 0], latlon[np.arange(len(first)), first]), strict=True))
+    return {answer: great_circle_km(places, world.held_out_latlon) for answer, places in answered.items()}

@@ -14,8 +14,10 @@ from geoclip.commands.options import (
     add_choice_of_weights,
     add_device,
     add_gallery,
+    add_support,
     choose_device,
     gallery_cache,
+    support_variogram,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def add_parser(commands: Commands) -> None:
     evaluate.add_argument("test", help="folder that `geoclip embed` wrote: photos the model has not seen")
     add_choice_of_weights(evaluate)
     add_gallery(evaluate)
+    add_support(evaluate)
     evaluate.add_argument(
         "--labels",
         metavar="STORE",
@@ -60,19 +63,21 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     test = EmbeddingStore.open(options.test)
+    variogram = support_variogram(options)
     weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
     weights.check_embeddings(options.test, test.dim)
     progress = sys.stderr.isatty()
     gallery = Gallery(
         weights.model, read_places(options.gallery), cache=gallery_cache(options), progress=progress
     )
-    placed = place_store(gallery, test, progress=progress)
+    placed = place_store(gallery, test, variogram=variogram, progress=progress)
     areas = _areas(options, test, placed)
     result: dict[str, Any] = {
         "checkpoint": options.checkpoint,
         "weights": weights.choice,
         "test": options.test,
         "gallery": options.gallery,
+        "variogram": options.variogram,
         "photos": len(test),
         "places": placed.places,
         "metrics": geolocation_metrics(placed.latlon, placed.true_latlon, bootstrap=options.bootstrap),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from geoclip.image_encoder import ImageEncoder
     from geoclip.weights import Weights
+    from semivario_kernels import VariogramModel
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -45,6 +46,23 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
         help="keeps the places' features, once computed; semivario-kernels/galleries in the user's cache "
         "folder if left out",
     )
+
+
+def add_support(parser: argparse.ArgumentParser) -> None:
+    """Adds --variogram."""
+    parser.add_argument(
+        "--variogram",
+        metavar="FILE",
+        help="semivariogram that `geoclip variogram` wrote: the answer is then the place with the most "
+        "probability around it, weighed by the correlation at each distance, not the most probable place",
+    )
+
+
+def support_variogram(options: argparse.Namespace) -> VariogramModel | None:
+    """The semivariogram that --variogram names."""
+    from semivario_kernels import VariogramModel
+
+    return None if options.variogram is None else VariogramModel.load(options.variogram)
 
 
 def gallery_cache(options: argparse.Namespace) -> Path:

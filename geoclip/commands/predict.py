@@ -13,9 +13,11 @@ from geoclip.commands.options import (
     Commands,
     add_device,
     add_gallery,
+    add_support,
     add_weights,
     choose_device,
     gallery_cache,
+    support_variogram,
     tower_of,
 )
 
@@ -42,6 +44,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_weights(predict)
     add_gallery(predict)
+    add_support(predict)
     predict.add_argument("--top-k", type=int, default=5, help="places per photo")
     predict.add_argument(
         "--format", default="csv", choices=("csv", "json", "geojson"), help="of what is written"
@@ -70,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size: wanted at least 1, got {options.batch_size}")
     if options.density is not None and options.format == "csv":
         raise ValueError("--density: wanted --format json or geojson, which have a map, got csv")
+    variogram = support_variogram(options)
     weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
     broken: list[str] = []
 
@@ -94,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     cells = None if options.density is None else MapCells(latlon, options.density)
     gallery = Gallery(weights.model, latlon, cache=gallery_cache(options), progress=progress)
     with progress_bar("placing photos", total, "photos", enabled=progress) as advance:
-        predictions = predict(_counted(batches, advance), gallery, options.top_k, cells)
+        predictions = predict(_counted(batches, advance), gallery, options.top_k, cells, variogram)
         pieces = FORMATS[options.format](predictions)
         if options.out is None:
             for piece in pieces:

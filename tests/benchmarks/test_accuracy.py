@@ -104,9 +104,10 @@ def test_a_run_repeats_and_is_kept(world, tmp_path) -> None:
 
 
 def test_rings_hold_the_accuracy(world, tmp_path) -> None:
-    result = {"rings": "0012345", "validation": 2}
+    result = {"rings": {"most alike": "0012345", "best supported": "5500000"}, "validation": 2}
     np.testing.assert_allclose(within(result).mean(axis=1), [0, 0.2, 0.4, 0.6, 0.8])
     np.testing.assert_allclose(within(result, validation=True).mean(axis=1), 1)
+    np.testing.assert_allclose(within(result, "best supported").mean(axis=1), 1)
 
 
 def test_table_pairs_seeds_with_those_of_plain_infonce() -> None:
@@ -114,7 +115,7 @@ def test_table_pairs_seeds_with_those_of_plain_infonce() -> None:
         run = Run("w", contestant, "random", seed, TINY)
         return run, {
             "settings": run.settings(),
-            "rings": rings,
+            "rings": {"most alike": rings, "best supported": rings.replace("5", "2")},
             "validation": 1,
             "training_cpu_s": 2.0 + seed,
         }
@@ -126,10 +127,14 @@ def test_table_pairs_seeds_with_those_of_plain_infonce() -> None:
         finished(EXPLAINED, 0, "0" + "11" * 50),
         finished(EXPLAINED, 1, "0" + "13" * 50),
     ]
-    plain, ours = rows_of(found)
+    plain, plain_supported, ours, ours_supported = rows_of(found)
     assert plain["seeds"] == [0, 1, 2]
     assert ours["seeds"] == [0, 1]
     assert plain["difference_points"] is None
+    # half of the photos move from beyond 2,500 km to within 200 km
+    gains = [interval[0] for interval in plain_supported["difference_points"]]
+    assert gains == pytest.approx([0, 0, 50 * 2 / 3, 50 * 2 / 3, 50 * 2 / 3])
+    assert ours_supported["difference_points"] == ours["difference_points"]
     assert plain["photos"] == ours["photos"] == 100
     values = [interval[0] for interval in ours["difference_points"]]
     assert values == pytest.approx([0, 25, 25, 50, 50])
@@ -146,7 +151,8 @@ def test_table_pairs_seeds_with_those_of_plain_infonce() -> None:
         }
     )
     assert "5 of 6 runs" in text
-    assert "| w | random | `explained(hard=1, false=6)` | 2 | +0.0 [+0.0, +0.0] | +25.0 [" in text
+    line = "| w | random | `explained(hard=1, false=6)` | most alike | 2 | +0.0 [+0.0, +0.0] | +25.0 ["
+    assert line in text
     assert "| **+50.0** [" in text
 
 

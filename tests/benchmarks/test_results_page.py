@@ -10,6 +10,7 @@ def accuracy(date, value):
         "world": "w",
         "sampler": "neighbours",
         "label": "none()",
+        "answer": "most alike",
         "seeds": [0, 1],
         "photos": 10,
         "accuracy_percent": [value] * 5,
@@ -47,7 +48,7 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
         "operators-cpu-2026-01-05",
     ]
     text = page(found, tmp_path / "images")
-    assert "| w | neighbours | `none()` | 2 | 22.2 % | 22.2 % |" in text
+    assert "| w | neighbours | `none()` | most alike | 2 | 22.2 % | 22.2 % |" in text
     assert "| 2 | **+3.2** [+1.5, +5.0] | **+3.2** [+1.5, +5.0] |" in text
     assert "### Benchmarks: whole\n\nnumbers of the loss" in text
     assert "11.1" not in text

@@ -17,6 +17,7 @@ from geoclip.evaluation import Placed, area_metrics, country_table, place_store,
 from geoclip.fit import fit
 from geoclip.gallery import Gallery
 from geoclip.metrics import fraction_metrics, geolocation_metrics, great_circle_km
+from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon
 from .small_world import embeddings_of, small_model, write_settings, write_store
@@ -179,6 +180,20 @@ def test_eval_writes_numbers_and_a_report(trained, tmp_path, capsys):
     assert not any(f'{attribute}="http' in page for attribute in ("src", "href"))
 
 
+def test_eval_answers_with_the_best_supported_place(trained, tmp_path):
+    # without correlation a place has its own probability alone
+    for name, range_km in (("none", 1e-6), ("wide", 3000.0)):
+        VariogramModel("exponential", 0.0, 1.0, range_km).save(tmp_path / f"{name}.json")
+    options = ["--gallery", trained / "labelled", "--bootstrap", 20, "--out", tmp_path / "m.json"]
+    found = {}
+    for name in ("", "none", "wide"):
+        chosen = ["--variogram", tmp_path / f"{name}.json"] if name else []
+        assert evaluate(trained, trained / "test", *options, *chosen) == 0
+        found[name] = json.loads((tmp_path / "m.json").read_text())
+    assert found["wide"]["variogram"] == str(tmp_path / "wide.json")
+    assert found["none"]["metrics"] == found[""]["metrics"] != found["wide"]["metrics"]
+
+
 def test_eval_without_areas_says_why(trained, tmp_path, capsys):
     out = ["--out", tmp_path / "metrics.json", "--bootstrap", 20]
     np.save(tmp_path / "gallery.npy", random_latlon(40))
@@ -205,6 +220,7 @@ def test_nan_embeddings_and_bad_numbers_are_one_line(trained, tmp_path, capsys):
         ([tmp_path / "nan", *gallery], "row 7 holds NaN"),
         ([trained / "test", *gallery, "--bootstrap", 0], "--bootstrap"),
         ([trained / "test", *gallery, "--labels", tmp_path / "nowhere"], "nowhere"),
+        ([trained / "test", *gallery, "--variogram", tmp_path / "none.json"], "none.json"),
     ):
         capsys.readouterr()
         assert evaluate(trained, *arguments) == 2

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from geoclip import gallery as gallery_module
 from geoclip.gallery import Gallery, MapCells
 from geoclip.metrics import great_circle_km
+from geoclip.support import order_by_support
+from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon
 from .small_world import small_model
@@ -35,6 +37,23 @@ def test_places_are_those_of_the_whole_matrix(model, monkeypatch, at_once):
     expected = logits.softmax(dim=1).topk(5, dim=1).values
     np.testing.assert_allclose(located.probability, expected, rtol=1e-4)
     np.testing.assert_allclose(gallery.features.norm(dim=1), 1, atol=1e-6)
+
+
+def test_a_semivariogram_puts_the_best_supported_places_first(model):
+    places, embeddings = random_latlon(90), torch.randn(23, 16)
+    places[:30] = places[0] + np.random.default_rng(1).normal(0, 0.05, (30, 2))  # a town, 10 km wide
+    gallery, wide = Gallery(model, places), VariogramModel("exponential", 0.0, 1.0, 300.0)
+    scale = float(model.logit_scale.detach().exp())
+    alike, cosines = gallery.place(embeddings, k=90)
+    order = order_by_support(alike[:, :64], cosines[:, :64], scale, wide)
+    assert (order[:, 0] != 0).any()
+    for k in (3, 70):  # within the candidates and beyond
+        rows = np.column_stack([order, np.tile(np.arange(64, 90), (23, 1))])[:, :k]
+        latlon, similarity = gallery.place(embeddings, k=k, variogram=wide)
+        np.testing.assert_array_equal(latlon, np.take_along_axis(alike, rows[:, :, None], 1))
+        np.testing.assert_array_equal(similarity, np.take_along_axis(cosines, rows, 1))
+    located = gallery.locate(embeddings, k=3, variogram=wide)
+    np.testing.assert_array_equal(located.latlon, gallery.place(embeddings, k=3, variogram=wide)[0])
 
 
 def radius_by_sorting(latlon, share, wanted):

@@ -108,6 +108,15 @@ def test_a_photo_is_placed(folder, predict):
         for row in mine:
             place = np.array([[float(row["latitude"]), float(row["longitude"])]])
             assert np.abs(places - place).sum(axis=1).min() < 1e-5
+    # the order may change with a semivariogram, not what the most probable places are
+    supported = predict(*photos, "--top-k", 64, "--variogram", folder / "variogram.json")
+    alike = predict(*photos, "--top-k", 64)
+    assert supported != alike
+    first, again = (
+        sorted((row["photo"], row["latitude"], row["longitude"]) for row in csv.DictReader(io.StringIO(text)))
+        for _, text, _ in (alike, supported)
+    )
+    assert first == again
 
 
 def test_files_folders_lists_batches_and_formats_agree(folder, predict, tmp_path, monkeypatch):
