@@ -18,6 +18,25 @@ from .geoclip.rendered_photos import render_photos
 README = Path(__file__).parents[1] / "README.md"
 
 
+def test_every_block_is_run():
+    """By the tests below, by test_release.py, or as a target of the Makefile, which has tests of its own."""
+    text = README.read_text()
+    languages = re.findall(r"^```(\w+)$", text, re.MULTILINE)
+    assert set(languages) == {"bash", "python"}
+    assert languages.count("python") == 1
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (README.parent / "Makefile").read_text(), re.MULTILINE)
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in block.splitlines():
+            command = shlex.split(line, comments=True)
+            known = (
+                command[0] == "geoclip"
+                or command[:2] == ["pip", "install"]
+                or command[:3] == ["python", "-m", "semivario_kernels"]
+                or (command[0] == "make" and command[1] in targets.split())
+            )
+            assert known, line
+
+
 def test_the_import_example_runs():
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     run = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from semivario_kernels.backends.tile_driver import STATISTICS, Prepared, Side
+from semivario_kernels.policy import PARAMETERS
 
 if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 CPU = torch.device("cpu")
 NOTHING = (0, 0)  # address and stride of what is left out
-POLICY_VALUES = ("hard", "false", "tolerance", "mass", "range_km", "strength", "scale_km", "weight")
 
 
 def _load() -> tuple[Any, str | None]:
@@ -75,7 +75,7 @@ class NativeEpilogue:
         self._epilogue = self._make(
             prepared,
             policy_kind=problem.policy.kind,
-            policy={name: getattr(problem.policy, name) for name in POLICY_VALUES},
+            policy={name: getattr(problem.policy, name) for name in PARAMETERS},
             **_variogram(problem),
             features=problem.policy.reads_dissimilarity and prepared.inverse_u is None,
         )
