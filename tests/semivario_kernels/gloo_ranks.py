@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -25,8 +27,10 @@ def run_on_ranks(world: int, jobs: dict, folder: Path, last=None) -> list[dict]:
         context.Process(target=_run, args=(rank, world, jobs, last, folder), daemon=True)
         for rank in range(world)
     ]
-    for process in processes:
-        process.start()
+    # a fork server of Python 3.11 knows nothing of sys.path, where the module to be loaded lies
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        for process in processes:
+            process.start()
     for process in processes:
         process.join(STARTED_SECONDS)
         assert not process.is_alive(), "a rank hangs"

@@ -85,7 +85,7 @@ REFUSED = {
     "dimensions": r"group: wanted the same dtypes, .*; those of ranks \[1\] are not rank 0's",
     "options": "group: wanted the same dtypes",
 }
-PEAK_ROWS, PEAK_DIMS = 2048, 256
+PEAK_ROWS, PEAK_DIMS = 1024, 512
 
 
 @pytest.fixture(scope="module")
