@@ -306,3 +306,6 @@ def test_eval_refuses_what_is_no_checkpoint(tmp_path, capsys):
     ):
         assert cli.main(["crossview", "eval", *command, "--out", str(tmp_path / "m.json")]) == 2
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["crossview", "train"])
+    assert "invalid choice: 'train' (choose from" in capsys.readouterr().err
