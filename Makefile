@@ -14,9 +14,10 @@ RUN := .venv/bin/python -m
 demo: $(VENV_READY)
 	$(RUN) geoclip demo
 
-# one process per core, with one thread each
+# one process per core, with one thread each; "worksteal" leaves a file's tests together, so that what they share is
+# made once
 test: $(VENV_READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV_READY)
 	$(RUN) ruff check
