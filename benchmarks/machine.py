@@ -58,5 +58,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "system": platform.system(),
         "commit": commit(),
         "versions": versions,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": (
+            torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+        ).matmul.fp32_precision,
     }

@@ -26,7 +26,10 @@ class HostCopies(TorchDispatchMode):
         self.found, self.operations = [], 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        # in torch 2.11 the fake kernel of this one takes the dtype for beta
+        broken = function is torch.ops.aten.addmm.dtype_out
+        result = kwargs["out"] if broken else function(*args, **kwargs)
         tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
         places = {t.device.type for t in tensors}
         self.operations += places == {"cuda"}

@@ -127,7 +127,9 @@ class FusedDriver(TritonTileDriver):
 
     def _precision(self) -> str:
         """Of float32 products: what torch's own would take."""
-        return "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+        # torch.get_float32_matmul_precision() raises where only some backends' precision was set
+        precision: str = torch.backends.cuda.matmul.fp32_precision
+        return "tf32" if precision == "tf32" else "ieee"
 
     def _pair_arguments(self, own: Rows, other: Rows) -> list[Any]:
         exclude = self.problem.exclude

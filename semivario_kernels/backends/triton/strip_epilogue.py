@@ -88,7 +88,9 @@ class TritonEpilogue:
             STATISTICS=statistics is not None,
             SMOOTHING=self._smoothing,
             **blocks.walk,
-            **blocks.forward_options(capability_of(dot.device)),
+            **blocks.forward_options(
+                capability_of(dot.device), self._options.policy, 0 if vu is None else vu.element_size()
+            ),
         )
         if statistics is not None:
             self._next_slot += splits
@@ -286,9 +288,10 @@ def _shipped_forward(capability: int, dtype: str, options: PairOptions, *, stati
         types["extra"] = "*fp32"
     else:
         absent["extra"] = None
+    bytes_of_vu = 4 if dtype == "fp32" else 2
     if options.source != "embeddings":
         absent["vu"] = None
-        dtype = "fp32"
+        dtype, bytes_of_vu = "fp32", 0
     return ShippedKernel.of(
         "strip_forward",
         strip_kernels.strip_forward,
@@ -300,7 +303,7 @@ def _shipped_forward(capability: int, dtype: str, options: PairOptions, *, stati
             "SMOOTHING": statistics,
             **STRIP_BLOCKS.walk,
         },
-        STRIP_BLOCKS.forward_options(capability),
+        STRIP_BLOCKS.forward_options(capability, options.policy, bytes_of_vu),
         capability,
         f"{dtype} {options.label}" + ("" if statistics else " gradient"),
     )
