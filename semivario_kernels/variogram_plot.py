@@ -230,9 +230,14 @@ def _draw_model(ax: Axes, model: VariogramModel, first_km: float, last_km: float
         ("nugget", model.nugget, 0.988, "right"),
     ):
         ax.axhline(level, **dashed)
-        ax.text(
-            x, level, f"{name} {level:.3f}", ha=side, va="bottom", transform=ax.get_yaxis_transform(), **text
-        )
+        # a sill far above what is drawn takes no room
+        place: dict[str, Any] = {
+            "ha": side,
+            "va": "bottom",
+            "transform": ax.get_yaxis_transform(),
+            "clip_on": True,
+        }
+        ax.text(x, level, f"{name} {level:.3f}", **place, **text)
     range_km = model.range_km()
     middle_km = math.sqrt(first_km * last_km) if scale == "log" else last_km / 2
     if first_km < range_km < last_km:

@@ -1,4 +1,5 @@
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -133,3 +134,12 @@ def test_the_figure_shows_both_axes(tmp_path):
     assert [ax.get_xscale() for ax in figure.axes] == ["log", "linear"]
     figure.savefig(tmp_path / "both.png")
     assert (tmp_path / "both.png").stat().st_size > 20_000
+
+
+def test_a_sill_far_above_the_points_leaves_them_their_room():
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    ax = figure.add_subplot()
+    plot_variogram(empirical(), VariogramModel("exponential", 0.1, 90.0, 1e6), ax)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where a layout leaves the axes no room
+        figure.draw_without_rendering()
