@@ -128,9 +128,8 @@ def measured(photos: Photos, seed: int) -> EmpiricalVariogram:
     )
 
 
-def synthetic_world(kind: str = "stable", *, towns: int = 800, per_town: int = 24, seed: int = 0) -> World:
+def world_of(photos: Photos, kind: str = "stable", *, seed: int = 0) -> World:
     """Photos to train on, every sixth of them held out; the semivariogram is fitted on the others."""
-    photos = make_photos(towns, per_town, seed)
     order = np.random.default_rng(seed).permutation(len(photos.latlon))
     held_out, train = order[: len(order) // 6], np.sort(order[len(order) // 6 :])
     learnt = Photos(

@@ -1,4 +1,4 @@
-"""The worlds by name: (a) the demo's field at three levels of noise, (b) the synthetic one."""
+"""The worlds by name: (a) the demo's field at three levels of noise, (b) the synthetic one and pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.accuracy.synthetic import synthetic_world
+from benchmarks.accuracy.rendered import rendered
+from benchmarks.accuracy.synthetic import make_photos, world_of
 from benchmarks.accuracy.world import World
 from geoclip.field import write_field_world
 from geoclip.measure import load_variogram, measure_variogram
@@ -16,9 +17,10 @@ from semivario_kernels import log_edges_km
 
 # length of the noise on unit embeddings: two photos of one place then have cosine 1 / (1 + noise²)
 NOISES = {"field-0.4": 0.4, "field-0.8": 0.8, "field-1.2": 1.2}
-SYNTHETIC = "synthetic"
-WORLDS = (*NOISES, SYNTHETIC)
+SYNTHETIC, RENDERED = "synthetic", "rendered"
+WORLDS = (*NOISES, SYNTHETIC, RENDERED)
 DEFAULT_WORLD = "field-0.8"
+TOWNS, PER_TOWN = 800, 24
 HELD_OUT = 6000
 VALIDATION = 2000
 VARIOGRAM_PLACES = 6000
@@ -33,8 +35,9 @@ def make_world(name: str, cache: Path, kind: str = "stable") -> World:
         cache: folder to keep it in.
         kind: the semivariogram's, see `fit_variogram`.
     """
-    if name == SYNTHETIC:
-        return synthetic_world(kind)
+    if name in (SYNTHETIC, RENDERED):
+        photos = make_photos(TOWNS, PER_TOWN, 0)
+        return world_of(photos if name == SYNTHETIC else rendered(photos, 0), kind)
     folder = cache / name
     train, held_out = write_field_world(folder, noise=NOISES[name], held_out=HELD_OUT, progress=False)
     variogram = folder / "variogram.json"

@@ -10,10 +10,11 @@ from lightning.pytorch import Trainer
 from benchmarks.accuracy.contestants import COMPARED, PLAIN, Contestant
 from benchmarks.accuracy.detection import KINDS, PREVALENCE, detect, planted_pool
 from benchmarks.accuracy.plan import runs
+from benchmarks.accuracy.rendered import SIDE, render, rendered
 from benchmarks.accuracy.runs import Run, execute, result_of, within
 from benchmarks.accuracy.samplers import SAMPLERS, batches
 from benchmarks.accuracy.statistics import difference
-from benchmarks.accuracy.synthetic import field_model, make_photos, random_field, synthetic_world
+from benchmarks.accuracy.synthetic import DIM, field_model, make_photos, random_field, world_of
 from benchmarks.accuracy.table import markdown, rows_of
 from benchmarks.accuracy.training import Training, train
 from geoclip.datamodule import PhotoBatches
@@ -30,7 +31,7 @@ EXPLAINED = Contestant("explained", {"hard": 1, "false": 6})
 
 @pytest.fixture(scope="module")
 def world():
-    return synthetic_world(towns=60, per_town=8)
+    return world_of(make_photos(60, 8, 0))
 
 
 def test_steps_are_those_of_the_trainer(world, tmp_path) -> None:
@@ -191,6 +192,23 @@ def test_field_has_the_known_semivariogram() -> None:
         wanted = 1 - 0.5 * math.exp(-chord / 20) - 0.5 * math.exp(-chord / 600)
         assert field_model()(h_km) == pytest.approx(wanted)
         assert half_squares == pytest.approx(wanted, rel=0.1)
+
+
+def test_pictures_tell_what_the_fields_tell() -> None:
+    photos = make_photos(40, 16, 0)
+    pictures = render(torch.from_numpy(photos.embeddings) * math.sqrt(DIM), torch.Generator().manual_seed(0))
+    assert (pictures.shape, pictures.dtype) == ((640, 3, SIDE, SIDE), torch.uint8)
+    assert 60 < pictures.float().std() < 100
+    assert ((pictures == 0) | (pictures == 255)).float().mean() < 0.1
+    found = rendered(photos, 0)
+    np.testing.assert_allclose(np.linalg.norm(found.embeddings, axis=1), 1, atol=1e-5)
+    alike, seen = (p.embeddings @ p.embeddings.T for p in (photos, found))
+    pairs = np.triu_indices(640, 1)
+    assert (
+        np.corrcoef(alike[pairs], seen[pairs])[0, 1] > 0.7
+    )  # 0.93 where there are more photos than responses
+    np.testing.assert_array_equal(rendered(photos, 0).embeddings, found.embeddings)
+    assert (rendered(photos, 1).embeddings != found.embeddings).any()
 
 
 def test_pool_holds_what_was_planted() -> None:
