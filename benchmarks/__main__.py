@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=20.0,
-        help="timed rounds of a case of the loss; 3 rounds at least (default: 20)",
+        default=10.0,
+        help="timed rounds of a case of the loss; 3 rounds at least (default: 10)",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     options = parser.parse_args(arguments)

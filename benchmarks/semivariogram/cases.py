@@ -89,10 +89,10 @@ def _exact(n: int, e: int = 768) -> Case:
     return Case("exact", "all pairs", FLOOR, n, e, bar=1.25)
 
 
-def _gstools(n: int, e: int = 768, *, rounds: int) -> Case:
+def _gstools(n: int, e: int = 768, *, rounds: int, bar: float | None = None) -> Case:
     edges_km = log_edges_km(100.0, BEYOND_KM, 32)
     what = "all pairs; E stacked fields for GSTools"
-    return Case("gstools", what, GSTOOLS, n, e, edges_km, bar=80, rounds=rounds, repeats=7)
+    return Case("gstools", what, GSTOOLS, n, e, edges_km, bar=bar, rounds=rounds, repeats=7)
 
 
 def _authors(n: int, e: int = 768, *, passes: int | None) -> Case:
@@ -130,9 +130,9 @@ def _even_bins(n: int, e: int = 768) -> Case:
 
 
 # sizes that let all of it end in a few minutes; what is smaller than the bar's case is labelled by its N
-DEFAULT = [_exact(20_000), _gstools(5_000, rounds=1), _authors(10_000, passes=48), _pruned(20_000)]
+DEFAULT = [_exact(20_000), _gstools(2_000, rounds=1), _authors(10_000, passes=16), _pruned(20_000)]
 DEFAULT += [_even_bins(10_000)]
-FULL = [_exact(20_000), _gstools(5_000, rounds=2), _authors(10_000, passes=None)]
+FULL = [_exact(20_000), _gstools(5_000, rounds=2, bar=80), _authors(10_000, passes=None)]
 FULL += [_pruned(100_000, bar=20, rounds=1), _even_bins(10_000)]
 QUICK = [_exact(300, 24), _gstools(60, 8, rounds=1), _authors(80, 24, passes=100)]
 QUICK += [_pruned(400, 24, max_lag_km=3_000.0, places="sphere"), _even_bins(300, 24)]
@@ -142,11 +142,10 @@ AUTHORS_PEAK = PeakCase(10_000, edges_km=authors_edges_km(), contender=AUTHORS, 
 PEAKS = [
     AUTHORS_PEAK,
     PeakCase(10_000, edges_km=authors_edges_km(), bar_share=0.1),
-    PeakCase(5_000),
     PeakCase(20_000),
     PeakCase(100_000, max_lag_km=50.0),
 ]
-FULL_PEAKS = [*PEAKS, PeakCase(100_000)]
+FULL_PEAKS = [*PEAKS, PeakCase(5_000), PeakCase(100_000)]
 QUICK_PEAKS = [PeakCase(256, 24)]
 
 
