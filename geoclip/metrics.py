@@ -91,6 +91,7 @@ def geolocation_metrics(
     Raises:
         ValueError: places as in `great_circle_km`, `bootstrap` below 1, `confidence` outside (0, 1).
     """
+    _check_resampling(bootstrap, confidence)
     predicted, true = _latlon("predicted_latlon", predicted_latlon), _latlon("true_latlon", true_latlon)
     _same_rows("predicted_latlon", predicted, "true_latlon", true)
     distance = _distance_km(predicted, true)[None]
@@ -126,6 +127,7 @@ def compare_metrics(
     Raises:
         ValueError: as in `geolocation_metrics`.
     """
+    _check_resampling(bootstrap, confidence)
     a, b = _latlon("predicted_a", predicted_a), _latlon("predicted_b", predicted_b)
     true = _latlon("true_latlon", true_latlon)
     _same_rows("predicted_a", a, "true_latlon", true)
@@ -223,8 +225,6 @@ def _statistics(distance_km: FloatArray) -> FloatArray:
 
 def _resampled_statistics(distance_km: FloatArray, bootstrap: int, seed: int) -> FloatArray:
     """(runs, n) distances to (len(_KEYS), runs, bootstrap) metrics; all runs share a resample's queries."""
-    if bootstrap < 1:
-        raise ValueError(f"bootstrap: wanted at least 1 resample, got {bootstrap}")
     runs, n = distance_km.shape
     rng = np.random.default_rng(seed)
     at_once = max(1, _RESAMPLED_AT_ONCE // (runs * n))
@@ -237,8 +237,6 @@ def _resampled_statistics(distance_km: FloatArray, bootstrap: int, seed: int) ->
 
 
 def _with_interval(value: FloatArray, resampled: FloatArray, confidence: float) -> Metrics:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: wanted a number between 0 and 1, got {confidence}")
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
     return {
         key: {"value": float(value[k]), "low": float(low[k]), "high": float(high[k])}

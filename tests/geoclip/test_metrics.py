@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn.metrics.pairwise import haversine_distances
 
 from geoclip import metrics
-from geoclip.metrics import compare_metrics, geolocation_metrics, geoscore, great_circle_km
+from geoclip.metrics import compare_metrics, geolocation_metrics, geoscore, great_circle_km, mean_metrics
 
 R = 6371.0088
 KM_PER_DEGREE = R * math.pi / 180
@@ -149,6 +149,23 @@ def test_intervals_are_scipys_percentile_bootstrap(key, confidence):
     assert (ours["low"], ours["high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-10)
 
 
+def test_means_have_scipys_percentile_bootstrap(monkeypatch):
+    monkeypatch.setattr(metrics, "_RESAMPLED_AT_ONCE", 1000)  # in several chunks
+    scores = np.random.default_rng(8).beta(2, 1, 83)
+    ours = mean_metrics({"ap": scores}, bootstrap=400, confidence=0.8, seed=7)["ap"]
+    wanted = stats.bootstrap(
+        (scores,),
+        np.mean,
+        n_resamples=400,
+        confidence_level=0.8,
+        method="percentile",
+        rng=np.random.default_rng(7),
+    )
+    interval = wanted.confidence_interval
+    assert (ours["low"], ours["high"]) == pytest.approx((interval.low, interval.high), rel=1e-10)
+    assert ours["value"] == pytest.approx(scores.mean(), rel=1e-12)
+
+
 @pytest.mark.parametrize("key", STATISTICS)
 def test_differences_are_scipys_paired_bootstrap(key):
     true = np.zeros((61, 2))
@@ -257,6 +274,8 @@ def test_bad_options_are_refused_by_name():
             geolocation_metrics(GOOD, GOOD, confidence=confidence)
         with pytest.raises(ValueError, match=r"confidence.*between 0 and 1"):
             compare_metrics(GOOD, GOOD, GOOD, confidence=confidence)
+    with pytest.raises(ValueError, match=r"bootstrap.*at least 1.*0"):
+        mean_metrics({"ap": np.ones(3)}, bootstrap=0)
     with pytest.raises(ValueError, match=r"distance_km.*at least 0"):
         geoscore([1.0, -2.0])
     with pytest.raises(ValueError, match=r"distance_km.*at least 0"):
