@@ -139,8 +139,10 @@ class Binning {
 
     using SideAddresses = std::tuple<Index, Address, Index, Address, Address>;  // size, axes, stride, norm, block
 
-    void add(const SideAddresses& rows, const SideAddresses& columns, Address dot, Index stride, bool diagonal) const {
-        kernels_.binned_tile(table_, make_side(rows), make_side(columns), at<const float>(dot), stride, diagonal, out_);
+    void add(const SideAddresses& rows, const SideAddresses& columns, Address met_rows, Address dot, Index stride,
+             bool diagonal) const {
+        kernels_.binned_tile(table_, make_side(rows), make_side(columns), at<const RowRange>(met_rows),
+                             at<const float>(dot), stride, diagonal, out_);
     }
 
   private:
@@ -176,8 +178,10 @@ class Product {
         product_.take_rows(make_rows(rows, checked_element(element)), at<const float>(scale));
     }
 
-    void multiply(Index first, Index count, const RowAddresses& columns, Address out, Index out_stride) {
-        product_.multiply(first, count, make_rows(columns, columns_), at<float>(out), out_stride);
+    void multiply(Index first, Index count, const RowAddresses& columns, Address met_rows, Address out,
+                  Index out_stride) {
+        product_.multiply(first, count, make_rows(columns, columns_), at<const RowRange>(met_rows), at<float>(out),
+                          out_stride);
     }
 
   private:

@@ -42,6 +42,18 @@ struct BinnedSide {
     const std::int32_t* block;    // rising: which spatial block the place belongs to
 };
 
+// The rows that MET_COLUMNS consecutive columns meet, first … last − 1, in whole groups of MET_COLUMNS rows but for
+// the ragged end; none where last ≤ first.
+struct RowRange {
+    std::int32_t first, last;
+};
+constexpr int MET_COLUMNS = 32;
+
+// Whether they meet all of rows first … last − 1, which lie in one such group.
+SEMIVARIO_HD bool meets(RowRange met, std::int64_t first, std::int64_t last) {
+    return met.first <= first && last <= met.last;
+}
+
 constexpr int BIN_SUMS = 4;  // count, Σh, Σd, Σd²
 
 // Sums are kept in whole units, so many of them to 1 km, to d = 1 and to d² = 1: MOST_ADDED values of h ≤ 20,016 km

@@ -121,7 +121,7 @@ def _pruned(
         max_lag_km=max_lag_km,
         bar=bar,
         rounds=rounds,
-        repeats=3,
+        repeats=7,
     )
 
 

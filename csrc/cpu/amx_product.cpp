@@ -183,11 +183,17 @@ template <Packing packing, Element element>
 SEMIVARIO_AMX void pack(const Rows& columns, std::int64_t first, std::int64_t count, std::int64_t length,
                         std::int64_t steps, std::uint32_t* out) {
     constexpr std::int64_t per_step = (packing == Packing::both ? 4 : 2) * TILE;
+    constexpr std::int64_t step_bytes = SIDE * (packing == Packing::pairs || element == Element::float32 ? 4 : 2);
     for (std::int64_t j = 0; j < blocks_of(count, BLOCK) * BLOCK; j += SIDE) {
         const void* rows[SIDE];
+        const char* next[SIDE];  // on their way from memory meanwhile
         for (std::int64_t k = 0; k < SIDE; ++k) rows[k] = j + k < count ? row_at(columns, first + j + k) : nullptr;
+        for (std::int64_t k = 0; k < SIDE; ++k) {
+            next[k] = static_cast<const char*>(row_at(columns, first + std::min(j + SIDE + k, count - 1)));
+        }
         std::uint32_t* tiles = out + j / BLOCK * steps * per_step + j % BLOCK / SIDE * TILE;
         for (std::int64_t step = 0; step < steps; ++step) {
+            for (const char* row : next) _mm_prefetch(row + step * step_bytes, _MM_HINT_T0);
             pack_tile<packing, element>(rows, step * SIDE, length, tiles + step * per_step);
         }
     }
@@ -242,12 +248,14 @@ SEMIVARIO_AMX void multiply_block(const std::uint32_t* rows, std::int64_t stride
     _tile_stored(3, out + SIDE * out_stride + SIDE, out_bytes);
 }
 
+// Rows first … first + count − 1 with packed columns, whose ranges of rows are `met_rows`.
 template <bool both>
-SEMIVARIO_AMX void multiply_rows(const std::uint32_t* words, std::int64_t stride, std::int64_t count,
-                                 const std::uint32_t* packed, std::int64_t columns, std::int64_t steps, float* out,
-                                 std::int64_t out_stride) {
+SEMIVARIO_AMX void multiply_rows(const std::uint32_t* words, std::int64_t stride, std::int64_t first,
+                                 std::int64_t count, const std::uint32_t* packed, std::int64_t columns,
+                                 const RowRange* met_rows, std::int64_t steps, float* out, std::int64_t out_stride) {
     for (std::int64_t i = 0; i < count; i += BLOCK) {
         for (std::int64_t j = 0; j < columns; j += BLOCK) {
+            if (met_rows != nullptr && !meets(met_rows[j / MET_COLUMNS], first + i, first + i + 1)) continue;
             const std::uint32_t* tiles = packed + j / BLOCK * steps * (both ? 4 : 2) * TILE;
             float* corner = out + i * out_stride + j;
             if (i + BLOCK <= count && j + BLOCK <= columns) {
@@ -263,6 +271,8 @@ SEMIVARIO_AMX void multiply_rows(const std::uint32_t* words, std::int64_t stride
         }
     }
 }
+
+static_assert(BLOCK == MET_COLUMNS, "a block of sums is left out or not");
 
 using Pack = void(const Rows&, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::uint32_t*);
 
@@ -301,8 +311,8 @@ void AmxProduct::take_rows(const Rows& rows, const float* scale) {
     }
 }
 
-void AmxProduct::multiply(std::int64_t first, std::int64_t count, const Rows& columns, float* out,
-                          std::int64_t out_stride) {
+void AmxProduct::multiply(std::int64_t first, std::int64_t count, const Rows& columns, const RowRange* met_rows,
+                          float* out, std::int64_t out_stride) {
     const bool both = columns.element != Element::bfloat16;
     const std::int64_t steps = blocks_of(words(), SIDE), per_column = steps * SIDE * (both ? 2 : 1);
     const std::int64_t most = std::clamp(PACKED_WORDS / per_column / BLOCK * BLOCK, BLOCK, MOST_COLUMNS);
@@ -312,17 +322,18 @@ void AmxProduct::multiply(std::int64_t first, std::int64_t count, const Rows& co
     Pack* const pack_columns = packer(columns.element, pairs_);
     auto* const multiply_task = both ? multiply_rows<true> : multiply_rows<false>;
     for (Words& scratch : scratch_) scratch.take(per_column * blocks_of(most, BLOCK) * BLOCK);
-    std::atomic<std::int64_t> next{0};
+    std::atomic<std::int64_t> left{column_blocks * parts};
 #pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
     for (int thread = 0; thread < threads_; ++thread) {
         std::uint32_t* packed = scratch_[static_cast<std::size_t>(thread)].data();
         begin_tiles();
-        for (std::int64_t task = next++; task < column_blocks * parts; task = next++) {
+        for (std::int64_t task = --left; task >= 0; task = --left) {  // of a triangle, the longest columns first
             const std::int64_t j = task / parts * most, i = task % parts * part;
             const std::int64_t width = std::min(most, columns.count - j);
+            const RowRange* met = met_rows == nullptr ? nullptr : met_rows + j / MET_COLUMNS;
             pack_columns(columns, j, width, length_, steps, packed);
-            multiply_task(rows_.data() + (first + i) * stride(), stride(), std::min(part, count - i), packed, width,
-                          steps, out + i * out_stride + j, out_stride);
+            multiply_task(rows_.data() + (first + i) * stride(), stride(), i, std::min(part, count - i), packed, width,
+                          met, steps, out + i * out_stride + j, out_stride);
         }
         end_tiles();
     }
@@ -333,7 +344,7 @@ const char* amx_unavailable() { return "the compiler that built this package kno
 
 void AmxProduct::take_rows(const Rows&, const float*) {}
 
-void AmxProduct::multiply(std::int64_t, std::int64_t, const Rows&, float*, std::int64_t) {}
+void AmxProduct::multiply(std::int64_t, std::int64_t, const Rows&, const RowRange*, float*, std::int64_t) {}
 
 #endif
 

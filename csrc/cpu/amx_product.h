@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../binning.h"
+
 namespace semivario {
 
 enum class Element { float32, bfloat16, float16 };
@@ -41,8 +43,10 @@ class AmxProduct {
     // Loads the row block; row i is multiplied by scale[i], or by 1 without a scale.
     void take_rows(const Rows& rows, const float* scale);
 
-    // out (count, columns.count): rows first … first + count − 1 of the block with the columns.
-    void multiply(std::int64_t first, std::int64_t count, const Rows& columns, float* out, std::int64_t out_stride);
+    // out (count, columns.count): rows first … first + count − 1 of the block with the columns, but for rows that
+    // the columns do not meet, `met_rows`, counted from `first`; null where they meet all.
+    void multiply(std::int64_t first, std::int64_t count, const Rows& columns, const RowRange* met_rows, float* out,
+                  std::int64_t out_stride);
 
   private:
     std::int64_t words() const;   // of a row

@@ -1,7 +1,8 @@
 // Binning a tile of pairs: OpenMP over rows, SIMD over columns.
 //
 // A row meets the columns in chunks that stay in the L1 cache and lie in one spatial block each:
-//   values   p_i, q_j, ⟨v, u⟩, 1/|v|, 1/|u| → squared chord in float64; h, d and d² and their sums over the chunk
+//   near     p_i, q_j → squared chords in float64; a chunk beyond the last edge is left
+//   values   ⟨v, u⟩, 1/|v|, 1/|u| → h, d and d² and their sums over the chunk
 //   bins     the chunk's shortest and longest distance say which edges it holds, few where the places are sorted:
 //            the sums beyond each of them are taken, and the differences belong to the bins. With many edges
 //            every pair goes to its bin by the table of binning.h.
@@ -47,17 +48,15 @@ struct Place {
     float inverse_norm;
 };
 
-// The chunk's values and their sums, and its shortest and longest squared chord.
-ChunkSums value_stage(Place p, const BinnedSide& columns, std::int64_t from, const float* SEMIVARIO_RESTRICT dot, int n,
-                      Chunk& chunk, double& nearest, double& farthest) {
+// The chunk's squared chords, the shortest and the longest of them.
+void near_stage(Place p, const BinnedSide& columns, std::int64_t from, int n, Chunk& chunk, double& nearest,
+                double& farthest) {
     const double* SEMIVARIO_RESTRICT qx = columns.axes[0] + from;
     const double* SEMIVARIO_RESTRICT qy = columns.axes[1] + from;
     const double* SEMIVARIO_RESTRICT qz = columns.axes[2] + from;
-    const float* SEMIVARIO_RESTRICT inverse_u = columns.inverse_norm + from;
     double low = 5.0, high = -1.0;
-    std::uint32_t sum_h = 0, sum_d = 0, sum_d2 = 0;
 #if !defined(_MSC_VER)
-#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : sum_h, sum_d, sum_d2)
+#pragma omp simd reduction(min : low) reduction(max : high)
 #endif
     for (int j = 0; j < n; ++j) {
         const double dx = p.x - qx[j], dy = p.y - qy[j], dz = p.z - qz[j];
@@ -65,6 +64,21 @@ ChunkSums value_stage(Place p, const BinnedSide& columns, std::int64_t from, con
         chunk.near[j] = squared;
         low = squared < low ? squared : low;
         high = squared > high ? squared : high;
+    }
+    nearest = low;
+    farthest = high;
+}
+
+// The chunk's values and their sums.
+ChunkSums value_stage(Place p, const BinnedSide& columns, std::int64_t from, const float* SEMIVARIO_RESTRICT dot, int n,
+                      Chunk& chunk) {
+    const float* SEMIVARIO_RESTRICT inverse_u = columns.inverse_norm + from;
+    std::uint32_t sum_h = 0, sum_d = 0, sum_d2 = 0;
+#if !defined(_MSC_VER)
+#pragma omp simd reduction(+ : sum_h, sum_d, sum_d2)
+#endif
+    for (int j = 0; j < n; ++j) {
+        const double squared = chunk.near[j];
         const float h = great_circle_km(static_cast<float>(squared), positive_part(static_cast<float>(4.0 - squared)));
         // the product of the norms first: the same number whichever of the two places is the row
         const float dissimilarity = positive_part(1.0f - dot[j] * (p.inverse_norm * inverse_u[j]));
@@ -80,8 +94,6 @@ ChunkSums value_stage(Place p, const BinnedSide& columns, std::int64_t from, con
         sum_d += d_units;
         sum_d2 += d2_units;
     }
-    nearest = low;
-    farthest = high;
     return {static_cast<std::uint32_t>(n), sum_h, sum_d, sum_d2};
 }
 
@@ -186,22 +198,33 @@ struct Segment {
     std::int32_t block;
 };
 
-// The next chunk of columns from `start` that lies in one block.
-Segment segment_at(const BinnedSide& columns, std::int64_t start) {
-    const std::int64_t left = columns.size - start;
-    const int most = static_cast<int>(left < CHUNK ? left : CHUNK);
+// The next chunk of columns from `start` that meet rows first … last − 1 and lie in one block; empty at the end.
+Segment segment_at(const BinnedSide& columns, const RowRange* met_rows, std::int64_t start, std::int64_t first,
+                   std::int64_t last) {
+    std::int64_t end = start + CHUNK < columns.size ? start + CHUNK : columns.size;
+    if (met_rows != nullptr) {
+        std::int64_t tile = start / MET_COLUMNS;
+        const std::int64_t tiles = (columns.size + MET_COLUMNS - 1) / MET_COLUMNS;
+        while (tile < tiles && !meets(met_rows[tile], first, last)) ++tile;
+        if (tile == tiles) return {columns.size, 0, 0};
+        start = start < tile * MET_COLUMNS ? tile * MET_COLUMNS : start;
+        end = start + CHUNK < columns.size ? start + CHUNK : columns.size;
+        while (tile * MET_COLUMNS < end && meets(met_rows[tile], first, last)) ++tile;
+        end = tile * MET_COLUMNS < end ? tile * MET_COLUMNS : end;
+    }
     const std::int32_t block = columns.block[start];
-    int size = most;
-    while (columns.block[start + size - 1] != block) --size;  // the blocks rise
-    return {start, size, block};
+    while (columns.block[end - 1] != block) --end;  // the blocks rise
+    return {start, static_cast<int>(end - start), block};
 }
 
 }  // namespace
 
 void SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA)(const BinTable& table, const BinnedSide& rows,
-                                                 const BinnedSide& columns, const float* dot,
-                                                 std::int64_t dot_stride, bool diagonal, const BinnedSums& out) {
+                                                 const BinnedSide& columns, const RowRange* met_rows,
+                                                 const float* dot, std::int64_t dot_stride, bool diagonal,
+                                                 const BinnedSums& out) {
     const std::int64_t slots = table.bins + 2;
+    const double beyond = table.edges[table.bins];  // the last edge
     const std::int64_t groups = (rows.size + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
 #if !defined(_MSC_VER)
 #pragma omp parallel for schedule(static) num_threads(out.threads) if (out.threads > 1)
@@ -218,8 +241,8 @@ void SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA)(const BinTable& table, const Bi
             const std::int64_t first = group * ROWS_AT_ONCE;
             const std::int64_t end = first + ROWS_AT_ONCE < rows.size ? first + ROWS_AT_ONCE : rows.size;
             for (std::int64_t start = diagonal ? first + 1 : 0; start < columns.size;) {
-                const Segment segment = segment_at(columns, start);
-                start += segment.size;
+                const Segment segment = segment_at(columns, met_rows, start, first, end);
+                start = segment.start + segment.size;
                 for (std::int64_t i = first; i < end; ++i) {
                     std::int64_t from = segment.start;
                     if (diagonal && from <= i) from = i + 1;
@@ -231,8 +254,9 @@ void SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA)(const BinTable& table, const Bi
                                          : dot + first * dot_stride + start, segment.size);
                     const Place p{rows.axes[0][i], rows.axes[1][i], rows.axes[2][i], rows.inverse_norm[i]};
                     double nearest, farthest;
-                    const float* products = dot + i * dot_stride + from;
-                    ChunkSums all = value_stage(p, columns, from, products, n, chunk, nearest, farthest);
+                    near_stage(p, columns, from, n, chunk, nearest, farthest);
+                    if (nearest >= beyond) continue;
+                    ChunkSums all = value_stage(p, columns, from, dot + i * dot_stride + from, n, chunk);
                     const std::int32_t low = bin_of(table, nearest), high = bin_of(table, farthest);
                     if (robust || high - low > FEW_EDGES) bin_stage(table, n, chunk);
                     if (high - low > FEW_EDGES) {

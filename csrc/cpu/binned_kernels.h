@@ -17,8 +17,9 @@ struct BinnedSums {
     int threads;
 };
 
-// `dot` holds the products of the two sides' embeddings; with `diagonal` only columns j > i count.
-using BinnedTile = void(const BinTable&, const BinnedSide& rows, const BinnedSide& columns, const float* dot,
-                        std::int64_t dot_stride, bool diagonal, const BinnedSums&);
+// `dot` holds the products of the two sides' embeddings; with `diagonal` only columns j > i count. Pairs of columns
+// with rows that they do not meet, `met_rows`, null where they meet all, lie beyond the last edge and are left out.
+using BinnedTile = void(const BinTable&, const BinnedSide& rows, const BinnedSide& columns, const RowRange* met_rows,
+                        const float* dot, std::int64_t dot_stride, bool diagonal, const BinnedSums&);
 
 }  // namespace semivario

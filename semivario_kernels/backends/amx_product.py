@@ -80,12 +80,27 @@ class AmxProduct:
         assert scale is None or scale.shape == (where[3],)
         self._product.take_rows(where, ELEMENTS[rows.dtype], _address(scale, torch.float32))
 
-    def multiply(self, rows: slice, columns: Tensor, out: Tensor, index: Tensor | None = None) -> Tensor:
-        """Write the products of some loaded rows and of columns (m, E), or those named, into `out` (n, m)."""
+    def multiply(
+        self,
+        rows: slice,
+        columns: Tensor,
+        out: Tensor,
+        index: Tensor | None = None,
+        met_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Write the products of some loaded rows and of columns (m, E), or those named, into `out` (n, m).
+
+        Of every 32 columns only those with some rows where `met_rows` (⌈m/32⌉, 2) int32 gives the first of
+        `rows`, a multiple of 32, and the one after the last; what stands elsewhere in `out` is void.
+        """
         where = self._addresses(columns, self._dtype, index)
         count = rows.stop - rows.start
         self._product.multiply(
-            rows.start, count, where, *matrix("out", out, (count, where[3]), torch.float32, CPU)
+            rows.start,
+            count,
+            where,
+            _address(met_rows, torch.int32),
+            *matrix("out", out, (count, where[3]), torch.float32, CPU),
         )
         return out
 

@@ -17,6 +17,8 @@ class AmxProducts:
         columns: embeddings of all columns to come.
     """
 
+    in_place = True
+
     def __init__(self, columns: Tensor) -> None:
         self._columns = columns
         self.release()
@@ -30,14 +32,14 @@ class AmxProducts:
         self._product.take_rows(embeddings, index)
         self._index = index
 
-    def with_own(self, first: int, last: int) -> Tensor:
+    def with_own(self, first: int, last: int, met_rows: Tensor) -> Tensor:
         """Multiply rows first … last − 1 of the block with its rows from `first` on."""
-        return self._multiply(slice(first, last), self._columns, self._index[first:])
+        return self._multiply(slice(first, last), self._columns, self._index[first:], met_rows)
 
-    def with_columns(self, embeddings: Tensor, index: Tensor) -> Tensor:
+    def with_columns(self, embeddings: Tensor, index: Tensor, met_rows: Tensor) -> Tensor:
         """Multiply the block with rows `index` of other embeddings."""
-        return self._multiply(slice(0, len(self._index)), embeddings, index)
+        return self._multiply(slice(0, len(self._index)), embeddings, index, met_rows)
 
-    def _multiply(self, rows: slice, columns: Tensor, index: Tensor) -> Tensor:
+    def _multiply(self, rows: slice, columns: Tensor, index: Tensor, met_rows: Tensor) -> Tensor:
         out = self._tile_buffer.take(rows.stop - rows.start, len(index), torch.float32, columns.device)
-        return self._product.multiply(rows, columns, out, index)
+        return self._product.multiply(rows, columns, out, index, met_rows)

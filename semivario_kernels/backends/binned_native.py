@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 class NativeBinning:
     """`binned_walk.PairBinning` in C++: float32 products, sums of whole units, a copy for each thread."""
 
-    row_blocks: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    row_blocks: tuple[int, ...] = (256, 1024, 4096)
     column_batch = 768
 
     def __init__(self, request: BinnedRequest, products: BlockProducts) -> None:
@@ -66,6 +66,7 @@ class NativeBinning:
         self._binning.add(
             _addresses(rows, row_norm),
             _addresses(columns, column_norm),
+            0 if columns.met_rows is None else columns.met_rows.data_ptr(),
             dot.data_ptr(),
             dot.stride(0),
             diagonal,

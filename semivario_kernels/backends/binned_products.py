@@ -10,15 +10,22 @@ Tensor = torch.Tensor
 
 
 class BlockProducts(Protocol):
-    """Dot products of a row block with columns, gathered row by row; a tile is void when the next is made."""
+    """Dot products of a row block with columns, taken row by row; a tile is void when the next is made.
+
+    Attributes:
+        in_place: whether columns are read where they lie, not copied first, and multiplied only with the rows
+            that `met_rows` names (`binned_walk.Side`); the products with others are void.
+    """
+
+    in_place: bool
 
     def take_rows(self, embeddings: Tensor, index: Tensor) -> None:
         """Load rows `index` of the embeddings."""
 
-    def with_own(self, first: int, last: int) -> Tensor:
+    def with_own(self, first: int, last: int, met_rows: Tensor) -> Tensor:
         """Multiply rows first … last − 1 of the block with its rows from `first` on."""
 
-    def with_columns(self, embeddings: Tensor, index: Tensor) -> Tensor:
+    def with_columns(self, embeddings: Tensor, index: Tensor, met_rows: Tensor) -> Tensor:
         """Multiply the block with rows `index` of other embeddings."""
 
     def release(self) -> None:
@@ -46,6 +53,8 @@ class TorchProducts:
         dtype: to which the gathered rows are cast.
     """
 
+    in_place = False
+
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self.release()
@@ -59,11 +68,11 @@ class TorchProducts:
         """Load rows `index` of the embeddings."""
         self._rows = self._gathered(embeddings, index, self._row_buffer)
 
-    def with_own(self, first: int, last: int) -> Tensor:
+    def with_own(self, first: int, last: int, met_rows: Tensor) -> Tensor:
         """Multiply rows first … last − 1 of the block with its rows from `first` on."""
         return self._product(self._rows[first:last], self._rows[first:])
 
-    def with_columns(self, embeddings: Tensor, index: Tensor) -> Tensor:
+    def with_columns(self, embeddings: Tensor, index: Tensor, met_rows: Tensor) -> Tensor:
         """Multiply the block with rows `index` of other embeddings."""
         return self._product(self._rows, self._gathered(embeddings, index, self._column_buffer))
 

@@ -6,9 +6,10 @@ Places are sorted once along a space-filling curve. A row block meets the column
     binning.add(rows, columns, dot)     distance → bin → (count, Σh, Σd, Σd²), one pass
 
 Of one set of places the upper triangle is walked, each pair once. With a last edge below half a turn, tiles
-of 64 sorted places carry a bounding cap, and the tiles whose caps lie further apart than the last edge are
-neither gathered nor multiplied: the cost grows with the pairs that count. Places belong to spatial blocks,
-runs of the curve, between which the sums are kept apart (`spatial_blocks.py`).
+of sorted places carry a bounding cap (`near_tiles.py`), and the tiles whose caps lie further apart than the
+last edge are neither gathered nor multiplied: the cost grows with the pairs that count. Products and binnings
+that can leave out rows of a block are told which rows each tile meets. Places belong to spatial blocks, runs
+of the curve, between which the sums are kept apart (`spatial_blocks.py`).
 
 Memory: O(N) for the order, positions and norms, and the buffers of one tile; embeddings are gathered row by
 row, so that memory-mapped ones are read where they lie.
@@ -17,21 +18,20 @@ row, so that memory-mapped ones are read where they lie.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from semivario_kernels.backends.binned_products import BlockProducts
+from semivario_kernels.backends.near_tiles import TILE, AllTiles, NearTiles, Plan, TileCaps
 from semivario_kernels.binned_sums import AddUp, BinnedSums, as_it_is
 
 Tensor = torch.Tensor
 
-TILE = 64  # sorted places under one bounding cap
 DIAGONAL_ROWS = 256  # of a row block against itself, so that little of the lower triangle is multiplied
+MOST_BATCHES = 4  # met at once, where columns are not copied and the rows are few: fewer calls
 GATHERED_ROWS = 100  # gathering a column costs about as much as multiplying it with so many rows
-ANGLE_SLACK = 1e-7  # radians; above the rounding of the caps
 
 
 @dataclass
@@ -42,11 +42,15 @@ class Side:
         axes: (3, n) float64 unit vectors.
         inverse_norm: (n,) float64 1/|v|.
         block: (n,) int32, rising.
+        met_rows: of columns: for every TILE of them the first row that they meet and the one after the last,
+            (tiles, 2) int32 in whole tiles of rows; None where they meet all. Pairs with other rows lie
+            beyond the last edge, or left of the diagonal, and may be left out.
     """
 
     axes: Tensor
     inverse_norm: Tensor
     block: Tensor
+    met_rows: Tensor | None = None
 
 
 class PairBinning(Protocol):
@@ -88,14 +92,14 @@ class Places:
     ) -> None:
         self.embeddings, self.index, self.axes = embeddings, index, axes
         self.inverse_norm, self.block = inverse_norm, block
-        self.caps = _bounding_caps(axes)
+        self.caps = TileCaps(axes)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def side(self, where: slice | Tensor) -> Side:
+    def side(self, where: slice | Tensor, met_rows: Tensor | None = None) -> Side:
         """Positions, norms and blocks of sorted places."""
-        return Side(self.axes[:, where], self.inverse_norm[where], self.block[where])
+        return Side(self.axes[:, where], self.inverse_norm[where], self.block[where], met_rows)
 
     def subset(self, kept: Tensor) -> Places:
         """The places where `kept` (n,) is true."""
@@ -108,31 +112,6 @@ class Places:
         )
 
 
-@dataclass
-class Caps:
-    """Bounding caps: every place of a tile lies within `radius` (radians) of its `center`, a unit vector."""
-
-    center: Tensor
-    radius: Tensor
-
-
-def _bounding_caps(axes: Tensor) -> Caps:
-    """Caps of consecutive tiles of (3, n) unit vectors."""
-    centers, radii = [], []
-    for part in torch.split(axes, 1024 * TILE, dim=1):
-        whole = part.shape[1] // TILE * TILE
-        for piece in (part[:, :whole].reshape(3, -1, TILE), part[:, whole:].reshape(3, 1, -1)):
-            if piece.numel() == 0:
-                continue
-            mean = piece.mean(dim=2)
-            norm = mean.norm(dim=0)
-            center = torch.where(norm > 1e-6, mean / norm.clamp(min=1e-6), piece[:, :, 0])
-            chord = (piece - center[:, :, None]).square().sum(dim=0).amax(dim=1).sqrt()
-            centers.append(center.T)
-            radii.append(2 * torch.asin((chord / 2).clamp(max=1)))
-    return Caps(torch.cat(centers).cpu(), torch.cat(radii).cpu())  # where the walk is steered
-
-
 class Walk:
     """The row blocks of one walk, and what each of them meets.
 
@@ -143,7 +122,7 @@ class Walk:
         block_rows: rows of a block, of a walk that goes on; the cheapest number by default.
 
     Attributes:
-        pairs: number of pairs that each row block multiplies.
+        pairs: number of pairs that each row block meets.
     """
 
     def __init__(
@@ -152,8 +131,22 @@ class Walk:
         self.rows, self.columns = places[0], places[-1]
         self.triangle = len(places) == 1
         self.binning = binning
-        self._reach = 2 * math.asin(min(math.sqrt(reach) / 2, 1.0)) if reach < 4 else math.pi
-        self.block_rows, self.pairs = self._best_blocks(block_rows)
+        self._tiles: AllTiles | NearTiles
+        if reach < 4:
+            arc = 2 * math.asin(math.sqrt(reach) / 2)
+            self._tiles = NearTiles(self.rows.caps, self.columns.caps, arc, self.triangle)
+            choices = binning.row_blocks
+        else:
+            self._tiles = AllTiles(len(self.rows), len(self.columns), self.triangle)
+            choices = binning.row_blocks[-1:]
+        plans = self._tiles.plans(choices if block_rows is None else (block_rows,))
+        # small blocks leave more out, large ones gather less
+        self.block_rows = min(plans, key=lambda rows: self._cost(rows, plans[rows]))
+        self.pairs = plans[self.block_rows].pairs
+        self._column_batch, self._diagonal_rows = binning.column_batch, DIAGONAL_ROWS
+        if binning.products.in_place:  # tiles of about one size
+            self._column_batch *= min(MOST_BATCHES, max(1, binning.row_blocks[-1] // self.block_rows))
+            self._diagonal_rows = self._column_batch
 
     @property
     def starts(self) -> range:
@@ -162,60 +155,40 @@ class Walk:
 
     def run_block(self, number: int) -> None:
         """Multiply and bin a row block with everything it meets."""
-        binning, start = self.binning, self.starts[number]
-        products, stop = binning.products, min(start + self.block_rows, len(self.rows))
-        products.take_rows(self.rows.embeddings, self.rows.index[start:stop])
+        start = self.starts[number]
+        stop = min(start + self.block_rows, len(self.rows))
+        tiles, met_rows = self._tiles.met(start, stop)
+        self.binning.products.take_rows(self.rows.embeddings, self.rows.index[start:stop])
         if self.triangle:
-            for first in range(start, stop, DIAGONAL_ROWS):
-                last = min(first + DIAGONAL_ROWS, stop)
-                dot = products.with_own(first - start, last - start)
-                binning.add(self.rows.side(slice(first, last)), self.rows.side(slice(first, stop)), dot, True)
+            own = -(-(stop - start) // TILE)  # the first tiles met
+            self._run_diagonal(start, stop, met_rows[:own])
+            tiles, met_rows = tiles[own:], met_rows[own:]
         side = self.rows.side(slice(start, stop))
-        for where in self._column_batches(start):
-            dot = products.with_columns(self.columns.embeddings, self.columns.index[where])
-            binning.add(side, self.columns.side(where), dot, False)
+        per_batch = self._column_batch // TILE
+        for first in range(0, len(tiles), per_batch):
+            batch = slice(first, first + per_batch)
+            where = self._places_of(tiles[batch])
+            columns = self.columns.side(where, met_rows[batch])
+            index = self.columns.index[where]
+            dot = self.binning.products.with_columns(self.columns.embeddings, index, met_rows[batch])
+            self.binning.add(side, columns, dot, False)
 
-    def _candidates(self, start: int, block_rows: int) -> Tensor:
-        """The column tiles that a row block meets beside its own: those within reach of one of its tiles."""
-        caps, others = self.rows.caps, self.columns.caps
-        own = slice(start // TILE, -(-min(start + block_rows, len(self.rows)) // TILE))
-        first = own.stop if self.triangle else 0
-        if self._reach >= math.pi:
-            return torch.arange(first, len(others.radius))
-        squared_chord = 2 - 2 * caps.center[own] @ others.center[first:].T
-        # a chord is shorter than its arc: no tile is left out that should not be
-        apart = caps.radius[own, None] + others.radius[None, first:] + (self._reach + ANGLE_SLACK)
-        return first + (squared_chord <= apart.square()).any(dim=0).nonzero()[:, 0]
+    def _run_diagonal(self, start: int, stop: int, met_rows: Tensor) -> None:
+        for first in range(start, stop, self._diagonal_rows):
+            last = min(first + self._diagonal_rows, stop)
+            met = (met_rows[(first - start) // TILE :] - (first - start)).clamp_(0, last - first)
+            dot = self.binning.products.with_own(first - start, last - start, met)
+            columns = self.rows.side(slice(first, stop), met)
+            self.binning.add(self.rows.side(slice(first, last)), columns, dot, True)
 
-    def _column_batches(self, start: int) -> Iterator[slice | Tensor]:
-        tiles = self._candidates(start, self.block_rows)
-        n = len(self.columns)
-        per_batch = self.binning.column_batch // TILE
-        for start_tile in range(0, len(tiles), per_batch):
-            part = tiles[start_tile : start_tile + per_batch]
-            first, last = int(part[0]), int(part[-1])
-            if last - first + 1 == len(part):
-                yield slice(first * TILE, min((last + 1) * TILE, n))
-            else:
-                places = (part[:, None] * TILE + torch.arange(TILE)).reshape(-1)
-                yield places[places < n].to(self.columns.index.device)
+    def _places_of(self, tiles: Tensor) -> slice | Tensor:
+        first, last, n = int(tiles[0]), int(tiles[-1]), len(self.columns)
+        if last - first + 1 == len(tiles):
+            return slice(first * TILE, min((last + 1) * TILE, n))
+        places = (tiles[:, None] * TILE + torch.arange(TILE)).reshape(-1)
+        return places[places < n].to(self.columns.index.device)
 
-    def _pairs(self, start: int, block_rows: int) -> int:
-        """Pairs that a row block multiplies."""
-        size = min(block_rows, len(self.rows) - start)
-        tiles = self._candidates(start, block_rows)
-        columns = len(tiles) * TILE
-        if len(tiles) and int(tiles[-1]) == len(self.columns.caps.radius) - 1:
-            columns -= -len(self.columns) % TILE
-        return size * columns + (size * (size - 1) // 2 if self.triangle else 0)
-
-    def _best_blocks(self, wanted: int | None) -> tuple[int, list[int]]:
-        """Rows of a block, and the pairs of each: small ones leave more out, large ones gather less."""
-        choices = self.binning.row_blocks if self._reach < math.pi else self.binning.row_blocks[-1:]
-        choices = choices if wanted is None else (wanted,)
-        pairs = {
-            block_rows: [self._pairs(start, block_rows) for start in range(0, len(self.rows), block_rows)]
-            for block_rows in choices
-        }
-        best = min(choices, key=lambda block_rows: sum(pairs[block_rows]) * (1 + GATHERED_ROWS / block_rows))
-        return best, pairs[best]
+    def _cost(self, block_rows: int, plan: Plan) -> float:
+        in_place = self.binning.products.in_place
+        multiplied = sum(plan.pairs) if in_place else plan.gathered * block_rows
+        return multiplied + plan.gathered * GATHERED_ROWS

@@ -21,6 +21,7 @@ from semivario_kernels import (
 )
 from semivario_kernels.backends import amx_product, binned_native, native_epilogue
 from semivario_kernels.backends.amx_product import AmxProduct
+from semivario_kernels.backends.binned_products import Buffer
 
 REASON = native_epilogue.unavailable_reason() or amx_product.unavailable_reason()
 pytestmark = [SKIP, pytest.mark.skipif(REASON is not None, reason=f"no products on AMX tiles: {REASON}")]
@@ -245,3 +246,21 @@ def test_float32_is_had_by_asking_for_it(monkeypatch):
         binned_semivariance(rows_of(200, 140, 1), latlon, edges_km=[0.0, 30000.0])
         assert not seen
         assert "torch was asked for float32 products" in explain_backend(latlon)
+
+
+def test_products_that_are_not_wanted_are_neither_made_nor_read(monkeypatch):
+    latlon = random_latlon(3001, 6)
+    v = embeddings_of(latlon, dim=140).float()
+    edges = log_edges_km(1.0, 900.0, 20)
+    wanted = binned_semivariance(v, latlon, edges_km=edges, backend="native")
+    kept = []
+
+    def take(buffer, *shape):
+        kept.append(torch.full(shape[:2], torch.nan))
+        return kept[-1]
+
+    monkeypatch.setattr(Buffer, "take", take)
+    found = binned_semivariance(v, latlon, edges_km=edges, backend="native")
+    np.testing.assert_array_equal(found.counts, wanted.counts)
+    np.testing.assert_array_equal(found.gamma, wanted.gamma)
+    assert sum(int(tile.isnan().sum()) for tile in kept) > 0.3 * sum(tile.numel() for tile in kept)
