@@ -1,6 +1,7 @@
-"""The import rules of docs/architecture.md, read from the sources."""
+"""The map and the import rules of docs/architecture.md, read from the sources."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +95,20 @@ def test_the_trainer_uses_public_names():
             first, *rest = name.split(".")
             if first == "semivario_kernels":
                 assert rest[0] in public | SHARED_WITH_GEOCLIP, f"{module} imports {name}"
+
+
+def test_what_the_map_shows_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (drawn,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    folders, files = [ROOT], 0
+    for line in drawn.splitlines():
+        entry = re.split(r" {2,}(?=\S)", line.strip())[0]  # what it is for stands further right
+        depth = (len(line) - len(line.lstrip())) // 2
+        for name in entry.split():
+            if name == "…":
+                continue
+            files += 1
+            assert list(folders[depth].glob(name)), f"{folders[depth]} has no {name}"
+            if name.endswith("/"):
+                folders[depth + 1 :] = [folders[depth] / name]
+    assert files > 25
