@@ -54,5 +54,5 @@ def test_no_near_pair_is_left_out_and_all_met_are_counted(block_rows, reach, tri
         assert plan.pairs[number] == (met & counts).sum()
         gathered += int(met.any(dim=0).sum())
     assert plan.gathered == gathered
-    if reach == 0.003:
-        assert sum(plan.pairs) < 0.1 * n * m
+    if reach == 0.003 and block_rows == 128:
+        assert sum(plan.pairs) < (0.08 if triangle else 0.25) * n * m
