@@ -8,12 +8,19 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_configure(config):
+# warnings of other packages that nothing here can change
+FILTERS = (
     # kernels meet log2(0) and 0/0 in lanes whose result is not taken; the interpreter's NumPy says so
-    for message in ("divide by zero encountered in log2", "invalid value encountered in divide"):
-        config.addinivalue_line(
-            "filterwarnings", f"ignore:{message}:RuntimeWarning:triton.runtime.interpreter"
-        )
+    "ignore:divide by zero encountered in log2:RuntimeWarning:triton.runtime.interpreter",
+    "ignore:invalid value encountered in divide:RuntimeWarning:triton.runtime.interpreter",
+    r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning:lightning.*",
+    r"ignore:.torch\.jit\.\w+. is deprecated:FutureWarning",  # timm, torchvision and Lightning use it
+)
+
+
+def pytest_configure(config):
+    for line in FILTERS:
+        config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_addoption(parser):
