@@ -17,6 +17,7 @@ and doubles nothing.
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -37,6 +38,7 @@ from semivario_kernels.atomic import write_atomically
 FORMAT = "geoclip-embeddings"
 VERSION = 1
 DTYPE = np.dtype("<f2")
+_ROWS_AT_ONCE = 8192  # 25 MB of 768 numbers
 _SHARD = re.compile(r"shard-(\d+-)?\d+")
 
 
@@ -153,9 +155,40 @@ class EmbeddingStore:
             raise ValueError(f"{self.path}: row {indices[np.argmin(finite)]} holds NaN or infinite values")
         return out
 
+    def copy(self, indices: ArrayLike) -> np.ndarray:
+        """Reads rows that are kept from then on: as they are stored, and without their pages staying mapped.
+
+        Args:
+            indices: (n,) integers in [0, N), in any order, repeats allowed.
+
+        Returns:
+            (n, dim) float16.
+
+        Raises:
+            ValueError: as in `read`.
+        """
+        indices = np.asarray(indices)
+        out = np.empty((len(indices), self.dim), dtype=DTYPE)
+        for start in range(0, len(indices), _ROWS_AT_ONCE):
+            some = slice(start, start + _ROWS_AT_ONCE)
+            out[some] = self.read(indices[some])
+            self._unmap_pages()
+        return out
+
     def all(self) -> np.ndarray:
         """All rows, (N, dim) float16: the memory map itself for a single shard, else a copy in memory."""
         return self._shards[0] if len(self._shards) == 1 else np.concatenate(self._shards)
+
+    def _unmap_pages(self) -> None:
+        """Take what was read out of this process' resident set; the system's file cache keeps it."""
+        if not hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            return
+        for array in self._shards:
+            base: Any = array
+            while isinstance(base, np.ndarray):
+                base = base.base
+            if isinstance(base, mmap.mmap):  # an empty shard has none
+                base.madvise(mmap.MADV_DONTNEED)
 
     def _map(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         file = self.path / name

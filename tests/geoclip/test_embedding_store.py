@@ -299,6 +299,20 @@ def test_bad_indices(tmp_path, indices, match):
         store.read(indices)
 
 
+def test_rows_that_are_kept_come_as_they_are_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr("geoclip.embedding_store._ROWS_AT_ONCE", 13)
+    rng = np.random.default_rng(3)
+    with EmbeddingWriter(tmp_path / "s", 8, rows_per_shard=16) as writer:
+        writer.append(range(40), np.zeros((40, 2)), rng.standard_normal((40, 8)))
+    store = EmbeddingStore.open(tmp_path / "s")
+    rows = rng.integers(0, 40, 60)
+    kept = store.copy(rows)
+    assert kept.dtype == np.float16
+    np.testing.assert_array_equal(kept, np.concatenate(store._shards)[rows])
+    np.testing.assert_array_equal(store.read(rows), kept)
+    assert store.copy([]).shape == (0, 8)
+
+
 def test_shuffled_reading_is_fast(tmp_path):
     rng = np.random.default_rng(0)
     with EmbeddingWriter(tmp_path / "store", 512, rows_per_shard=1024) as writer:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,22 @@ def test_the_ranks_shares_make_the_whole(tmp_path):
     shares = [draw("train", 31, store, ranks=TrainingRanks(rank, 3)) for rank in range(3)]
     assert torch.equal(torch.cat([share.embeddings for share in shares]), whole.embeddings)
     assert all(torch.equal(share.latlon, whole.latlon) for share in shares)
+
+
+def test_others_stand_before_it_as_if_put_together(tmp_path):
+    gallery = draw("train", 31, write_store(tmp_path / "train"), ranks=TrainingRanks(1, 3))
+    own = gallery.embeddings.clone()
+    generator = torch.Generator().manual_seed(0)
+    at = []
+    for lengths in ((5, 0), (5, 4), (3, 6), (2, 1), (1, 20), (0, 0)):
+        others = [torch.randn(n, 16, generator=generator) for n in lengths]
+        others[1] = others[1].half()
+        together = gallery.behind(*others)
+        assert torch.equal(together, torch.cat([other.half() for other in (*others, own)]))
+        assert torch.equal(gallery.embeddings, own)
+        at.append(together[-1].data_ptr())
+    # it is copied where there is too little room, at the first, second and fifth call, and then only
+    assert [a == b for a, b in pairwise(at)] == [False, True, True, False, True]
 
 
 def test_precision_and_checkpoints_leave_it_alone(tmp_path):
