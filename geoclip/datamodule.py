@@ -104,6 +104,7 @@ class PhotoBatches(LightningDataModule):
         self.photos: PhotoList | None = None
         self.image_backbone: str | None = None
         self.image_pretrained: str | None = None
+        self.image_backbone_config: dict[str, Any] | None = None
         latlon: NDArray[np.float64]
         if train is not None:
             self.store = EmbeddingStore.open(train)
@@ -113,9 +114,10 @@ class PhotoBatches(LightningDataModule):
             assert images is not None
             self.photos = read_photos(images, image_root=image_root)
             self.encoder = image_encoder(backbone, pretrained)
-            self.image_backbone, self.image_pretrained = backbone, pretrained
-            self.embedding_dim = self.encoder.embedding_dim
-            self.embedding_info = {"backbone": backbone, "pretrained": self.encoder.pretrained}
+            # a checkpoint names what it needs: a file of the configuration may be gone
+            self.image_backbone, self.image_pretrained = self.encoder.backbone, self.encoder.pretrained
+            self.image_backbone_config = self.encoder.backbone_config
+            self.embedding_dim, self.embedding_info = self.encoder.embedding_dim, self.encoder.source()
             latlon = self.photos.latlon
         self.hparams["rows"] = len(latlon)
         self.sampler: RandomBatchSampler | NeighbourBatchSampler | EpochBatchSampler

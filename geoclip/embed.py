@@ -152,7 +152,7 @@ def _info(
     photos: PhotoList, image_encoder: ImageEncoder, views: int, tencrop: bool, seed: int
 ) -> dict[str, Any]:
     """What the store says of itself: the backbone, and what else there is to say."""
-    info: dict[str, Any] = {"backbone": image_encoder.backbone, "pretrained": image_encoder.pretrained}
+    info = image_encoder.source()
     if photos.dataset is not None:
         info["dataset"] = photos.dataset
     if photos.split is not None:

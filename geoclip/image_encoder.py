@@ -2,14 +2,16 @@
 
 import difflib
 import io
+import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
@@ -72,6 +74,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _make_known(backbone: str, config: dict[str, Any]) -> None:
+    """Tell open_clip of a configuration, which it takes as a file."""
+    import open_clip
+
+    missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
+    if missing:
+        raise ValueError(
+            f"backbone {backbone!r}: wanted open_clip's embed_dim, vision_cfg and text_cfg, "
+            f"got no {missing[0]}"
+        )
+    if open_clip.get_model_config(backbone) != config:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{backbone}.json"
+            file.write_text(json.dumps(config))
+            open_clip.add_model_config(file)
+
+
 class ImageEncoder(nn.Module):
     """Images to features: frozen backbone embeddings (n, E), then the head ``mlp`` (n, output_dim).
 
@@ -85,9 +104,11 @@ class ImageEncoder(nn.Module):
             at every call. A checkpoint trained with QuickGELU needs a ``-quickgelu`` backbone.
         embedding_dim: E; asked from open_clip by default, needed where ``backbone`` is None.
         output_dim: Length of the features.
+        backbone_config: open_clip's configuration of a backbone that open_clip does not bring along.
 
     Raises:
-        ValueError: Unknown backbone, or ``embedding_dim`` missing or in conflict with the backbone.
+        ValueError: Unknown backbone, no open_clip configuration, or ``embedding_dim`` missing or in conflict
+            with the backbone.
     """
 
     def __init__(
@@ -97,11 +118,17 @@ class ImageEncoder(nn.Module):
         *,
         embedding_dim: int | None = None,
         output_dim: int = 512,
+        backbone_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pretrained = None if pretrained is None else os.fspath(pretrained)
+        self.backbone_config = backbone_config
         if backbone is not None:
+            import open_clip  # with timm 70 MB, which training from cached embeddings does without
+
+            if backbone_config is not None:
+                _make_known(backbone, backbone_config)
             config = open_clip.get_model_config(backbone)
             if config is None:
                 known = open_clip.list_models()
@@ -130,6 +157,8 @@ class ImageEncoder(nn.Module):
         if self.backbone is None:
             raise ValueError("this ImageEncoder has no backbone: it takes cached embeddings, not images")
         if not self._loaded:
+            import open_clip
+
             tag = open_clip.get_pretrained_cfg(self.backbone, self.pretrained) if self.pretrained else {}
             # open_clip and the hub's client log their tries; what matters comes as the error below
             logging.disable(logging.ERROR)
@@ -151,6 +180,13 @@ class ImageEncoder(nn.Module):
                 logging.disable(logging.NOTSET)
             self._loaded["clip"] = model.visual.requires_grad_(False).eval(), preprocess
         return self._loaded["clip"]
+
+    def source(self) -> dict[str, Any]:
+        """What makes the same embeddings again: the arguments backbone, pretrained and backbone_config."""
+        source: dict[str, Any] = {"backbone": self.backbone, "pretrained": self.pretrained}
+        if self.backbone_config is not None:
+            source["backbone_config"] = self.backbone_config
+        return source
 
     @property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:

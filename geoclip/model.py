@@ -4,7 +4,6 @@ import math
 import os
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -153,6 +152,8 @@ class GeoCLIP(nn.Module):
         encoder = self.image_encoder
         if encoder.backbone is not None:
             config["open_clip"] = {"model": encoder.backbone, "pretrained": encoder.pretrained}
+            if encoder.backbone_config is not None:
+                config["open_clip"]["config"] = encoder.backbone_config
             if config["open_clip"] == release.OPEN_CLIP_L14:
                 config["backbone"] = release.HUB_L14
         release.write_release(folder, config, tensors, self.gps_gallery)
@@ -262,15 +263,25 @@ def _image_encoder(tensors: dict[str, Tensor], config: dict[str, Any]) -> ImageE
         if name in tensors
     ]
     embedding_dim, output_dim = weights[0].shape[1], len(weights[-1])
-    if named is not None and open_clip.get_model_config(named["model"]) is not None:
+    if named is not None and _has_backbone(named):
         encoder = ImageEncoder(
-            named["model"], named["pretrained"], embedding_dim=embedding_dim, output_dim=output_dim
+            named["model"],
+            named["pretrained"],
+            embedding_dim=embedding_dim,
+            output_dim=output_dim,
+            backbone_config=named.get("config"),
         )
     else:
         encoder = ImageEncoder(None, embedding_dim=embedding_dim, output_dim=output_dim)
     if len(weights) == 1:
         encoder.mlp = nn.Sequential(nn.Linear(embedding_dim, output_dim))
     return encoder
+
+
+def _has_backbone(named: dict[str, Any]) -> bool:
+    import open_clip
+
+    return named.get("config") is not None or open_clip.get_model_config(named["model"]) is not None
 
 
 def _official(path: os.PathLike[str]) -> Any:

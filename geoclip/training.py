@@ -35,9 +35,10 @@ from geoclip.training_ranks import TrainingRanks
 from semivario_kernels import NegativePolicy, SemivariogramInfoNCE, VariogramModel
 
 LARGEST_LOGIT_SCALE = 100.0  # CLIP's bound (Radford et al., 2021): above it training becomes unstable
-# Activations of the official architecture are 37 kB a place: 300 MB are kept for the batch and the queue, all
-# further places are encoded twice, a chunk at a time.
-_PLACES_KEPT, _PLACES_AT_ONCE = 8192, 2048
+# Activations of the official architecture are 43 kB a place: 350 MB are kept for the batch and the queue, all
+# further places are encoded twice, a chunk at a time; beside a gallery, of which that is most of the time, a
+# chunk only is kept.
+_PLACES_KEPT, _PLACES_AT_ONCE = 8192, 1024
 _REFIT_PHOTOS = 4096  # 8 million pairs
 
 
@@ -87,6 +88,8 @@ class GeoCLIPTraining(LightningModule):
         seed: of the weights' start and, with the step, of the noise.
         backbone: open_clip model that embeds the images; the command line takes it from the data.
         pretrained: its weights; the command line takes them from the data.
+        backbone_config: its configuration, where open_clip does not bring it along; the command line takes it
+            from the data.
 
     Raises:
         ValueError: an unknown policy, head, schedule or fine-tuning, strengths that the policy does not take
@@ -128,6 +131,7 @@ class GeoCLIPTraining(LightningModule):
         seed: int = 0,
         backbone: str | None = None,
         pretrained: str | None = None,
+        backbone_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         # these two are no settings but data: their files may be gone, the checkpoint carries what was in them
@@ -143,6 +147,7 @@ class GeoCLIPTraining(LightningModule):
             seed=seed,
             backbone=backbone,
             pretrained=pretrained,
+            backbone_config=backbone_config,
         )
         if start_from is not None:
             _copy_weights(self.model, start_from)
@@ -238,13 +243,13 @@ class GeoCLIPTraining(LightningModule):
         # autocast to bfloat16 refuses to put float16 tensors together
         with torch.autocast(v.device.type, enabled=False):
             batch_v = torch.cat(all_v)
-            gallery_v = torch.cat((all_v[ranks.rank], queue_v[of_queue], gallery.embeddings))
+            gallery_v = gallery.behind(all_v[ranks.rank], queue_v[of_queue])
         loss: torch.Tensor = loss_function(
             self.model.image_encoder(v),
             encode_places(
                 self.model.location_encoder,
                 places.float(),
-                kept=max(len(rows), min(len(rows) + of_queue.stop - of_queue.start, _PLACES_KEPT)),
+                kept=_PLACES_AT_ONCE if len(gallery) else _PLACES_KEPT,
                 chunk=_PLACES_AT_ONCE,
             ),
             # distance and dissimilarity are those of the photos: noise is for the location encoder alone
@@ -439,6 +444,7 @@ def start_model(
     seed: int,
     backbone: str | None = None,
     pretrained: str | None = None,
+    backbone_config: dict[str, Any] | None = None,
 ) -> GeoCLIP:
     """The model that a run begins with; arguments and errors of `GeoCLIPTraining`."""
     if head not in ("mlp", "linear"):
@@ -455,7 +461,7 @@ def start_model(
         nn.init.zeros_(linear.bias)
         image_encoder.mlp = nn.Sequential(linear)
     if backbone is not None:
-        with_tower = load_image_encoder(backbone, pretrained)
+        with_tower = load_image_encoder(backbone, pretrained, backbone_config)
         if with_tower.embedding_dim != embedding_dim:
             raise ValueError(
                 f"embedding_dim: {backbone} makes {with_tower.embedding_dim} numbers, got {embedding_dim}"

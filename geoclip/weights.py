@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +25,7 @@ class Weights:
         model: in evaluation mode, on the device asked for.
         backbone: open_clip model that made the embeddings of its training; None where that is not known.
         pretrained: the backbone's weights.
+        backbone_config: the backbone's configuration, where it came from a file.
         tuned: whether the backbone itself was trained: the model's own image encoder has it then.
         choice: "averaged" or "last", of a checkpoint; None for a release.
     """
@@ -35,6 +36,7 @@ class Weights:
     pretrained: str | None
     tuned: bool = False
     choice: Literal["averaged", "last"] | None = None
+    backbone_config: dict[str, Any] | None = None
 
     def check_embeddings(self, name: str, dim: int) -> None:
         """Refuse embeddings of another length.
@@ -66,15 +68,22 @@ def load_weights(
     tuned = False
     if choice is not None and (source == UPSTREAM or Path(source).is_dir()):
         raise ValueError(f"weights: {source} holds one set of weights; wanted no choice, got {choice!r}")
+    config: dict[str, Any] | None = None
     if source == UPSTREAM:
         model = GeoCLIP.from_upstream(ImageEncoder(None, embedding_dim=768))
         named: dict[str, str | None] = {**OPEN_CLIP_L14}
     elif Path(source).is_dir():
         model = GeoCLIP.from_pretrained(Path(source))
-        named = {"model": model.image_encoder.backbone, "pretrained": model.image_encoder.pretrained}
+        encoder = model.image_encoder
+        named, config = {"model": encoder.backbone, "pretrained": encoder.pretrained}, encoder.backbone_config
     else:
         module = load_trained(source, weights=choice)
         choice = choice or ("last" if module.averaged is None else "averaged")
         model, info, tuned = module.model, module.embedding_info, module.tower is not None
-        named = {"model": info.get("backbone"), "pretrained": info.get("pretrained")}
-    return Weights(source, model.to(device).eval(), named["model"], named["pretrained"], tuned, choice)
+        named, config = (
+            {"model": info.get("backbone"), "pretrained": info.get("pretrained")},
+            info.get("backbone_config"),
+        )
+    return Weights(
+        source, model.to(device).eval(), named["model"], named["pretrained"], tuned, choice, config
+    )

@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> None:
     model = weights.model
     model.gps_gallery = torch.from_numpy(read_places(options.gallery)).float()
     # what the weights were trained on, by name alone: nothing is loaded
-    model.image_encoder.backbone, model.image_encoder.pretrained = weights.backbone, weights.pretrained
+    encoder = model.image_encoder
+    encoder.backbone, encoder.pretrained = weights.backbone, weights.pretrained
+    encoder.backbone_config = weights.backbone_config
     model.save_pretrained(options.out)
     print(f"{options.out}: weights of {options.checkpoint}, {len(model.gps_gallery):,} places")

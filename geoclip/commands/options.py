@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -132,24 +133,40 @@ def tower_of(weights: Weights, options: argparse.Namespace) -> ImageEncoder:
             f"--backbone: {weights.source} was trained on embeddings of no photo; wanted the open_clip model "
             "that makes such embeddings, got None"
         )
-    tower = image_encoder(backbone, options.pretrained or weights.pretrained)
+    config = None if options.backbone else weights.backbone_config
+    tower = image_encoder(backbone, options.pretrained or weights.pretrained, config)
     weights.check_embeddings(f"--backbone {backbone}", tower.embedding_dim)
     return tower.to(weights.model.logit_scale.device)
 
 
-def image_encoder(backbone: str, pretrained: str | None) -> ImageEncoder:
+def image_encoder(
+    backbone: str, pretrained: str | None, backbone_config: dict[str, Any] | None = None
+) -> ImageEncoder:
     """The image tower that --backbone and --pretrained ask for.
+
+    Args:
+        backbone: open_clip's name, or a .json file that configures one.
+        pretrained: tag, checkpoint file, or "none"; a file is noted by its whole path.
+        backbone_config: of a name that open_clip may not know.
 
     Raises:
         FileNotFoundError: `backbone` ends in .json and there is no such file.
+        ValueError: the file holds no configuration, or open_clip does not know the name.
     """
     from geoclip.image_encoder import ImageEncoder
 
     if backbone.endswith(".json"):
-        import open_clip
-
-        if not Path(backbone).is_file():
-            raise FileNotFoundError(f"--backbone: {backbone}: no such file")
-        open_clip.add_model_config(backbone)
+        try:
+            backbone_config = json.loads(Path(backbone).read_bytes())
+        except FileNotFoundError:
+            raise FileNotFoundError(f"--backbone: {backbone}: no such file") from None
+        except ValueError as error:
+            raise ValueError(f"--backbone: {backbone} is damaged: {error}") from error
+        if not isinstance(backbone_config, dict):
+            raise ValueError(f"--backbone: {backbone}: wanted an open_clip configuration, a JSON object")
         backbone = Path(backbone).stem
-    return ImageEncoder(backbone, None if pretrained == "none" else pretrained)
+    if pretrained == "none":
+        pretrained = None
+    elif pretrained is not None and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).absolute())
+    return ImageEncoder(backbone, pretrained, backbone_config=backbone_config)

@@ -125,6 +125,10 @@ def test_a_tuned_run_resumes_exactly_and_predicts_with_its_backbone(folder, tmp_
     command = ["predict", str(photo), "--checkpoint", str(checkpoint), "--top-k", "3"]
     assert main([*command, "--gallery", str(tmp_path / "gallery.csv")]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert main(["export", str(checkpoint), str(tmp_path / "release")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has a backbone of its own training, which the release format does not hold" in line
+    assert not (tmp_path / "release").exists()
     from geoclip.image_encoder import read_image
 
     embedding = module.model.image_encoder.embed(
@@ -149,7 +153,11 @@ def test_a_frozen_backbone_stays_frozen_and_out_of_the_checkpoint(folder, tmp_pa
     fresh = image_encoder(str(folder / "tiny-tuning.json"), "none")
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(module.model.image_encoder.embed(images), fresh.embed(images))
-    assert module.embedding_info == {"backbone": str(folder / "tiny-tuning.json"), "pretrained": None}
+    assert module.embedding_info == {
+        "backbone": "tiny-tuning",
+        "pretrained": None,
+        "backbone_config": TINY,
+    }
 
 
 def test_augmentation_follows_seed_step_and_row(folder, encoder):

@@ -5,6 +5,7 @@ import io
 import json
 
 import numpy as np
+import open_clip
 import pytest
 from PIL import Image
 
@@ -55,7 +56,7 @@ def test_embeddings_carry_what_the_photos_show(folder):
     assert len(store) == 400
     assert store.dim == 32
     np.testing.assert_allclose(store.latlon, random_latlon(400, 0), atol=1e-6)
-    assert store.info == {"backbone": "tiny-image-path", "pretrained": None}
+    assert store.info == {"backbone": "tiny-image-path", "pretrained": None, "backbone_config": TINY}
 
 
 def test_near_photos_are_more_alike(folder):
@@ -82,7 +83,7 @@ def predict(folder, capsys):
     def call(*arguments):
         capsys.readouterr()
         options = ["--checkpoint", folder / "run" / "last.ckpt", "--gallery", folder / "train"]
-        options += ["--gallery-cache", folder / "cache", "--backbone", folder / "tiny-image-path.json"]
+        options += ["--gallery-cache", folder / "cache"]
         code = main([str(argument) for argument in ["predict", *arguments, *options]])
         captured = capsys.readouterr()
         return code, captured.out, captured.err.splitlines()
@@ -205,6 +206,22 @@ def test_a_broken_photo_is_named_and_left_out(folder, predict, tmp_path):
     assert "holds no photo" in line
 
 
+def test_another_process_knows_the_backbone_without_its_file(folder, predict, tmp_path, capsys, monkeypatch):
+    """From the checkpoint, and from what was exported of it."""
+    photo = folder / "photos" / "test" / "00000.jpg"
+    _, expected, _ = predict(photo)
+    known = open_clip.factory._MODEL_CONFIGS
+    run("export", folder / "run" / "last.ckpt", tmp_path / "release", "--gallery", folder / "train")
+    places = ["--gallery", folder / "train", "--gallery-cache", folder / "cache"]
+    for source in (folder / "run" / "last.ckpt", tmp_path / "release"):
+        monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {})
+        monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [])
+        capsys.readouterr()
+        run("predict", photo, "--checkpoint", source, *places)
+        assert capsys.readouterr().out == expected
+    assert "tiny-image-path" in known
+
+
 def test_embed_names_a_broken_photo(folder, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes((folder / "photos" / "test" / "00000.jpg").read_bytes()[:300])
     table = tmp_path / "photos.csv"
@@ -241,8 +258,6 @@ def test_a_checkpoint_of_another_architecture_is_one_line(predict, tmp_path):
 
 def test_the_photos_embedding_is_the_stored_one(folder):
     """What predict computes of a file is what embed stored of it."""
-    import open_clip
-
     from geoclip.image_encoder import ImageEncoder
 
     open_clip.add_model_config(folder / "tiny-image-path.json")
