@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -21,7 +21,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the checkpoint beside its place, then rename it."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_atomically(path, lambda file: torch.save(checkpoint, file))
+        write_atomically(path, lambda file: _save(checkpoint, file))
+
+
+def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's zip writer complains of a full disk in words of its own
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        raise OSError(str(error)) if cause is None else cause from error
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

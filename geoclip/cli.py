@@ -75,6 +75,8 @@ def _run(arguments: list[str]) -> int:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if isinstance(error, ModuleNotFoundError):
         if "pip install" in str(error):
             return str(error)

@@ -28,8 +28,9 @@ from torch import nn
 
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.field import write_field_world
-from geoclip.fit import CHECKPOINT, PARENT, load_trained, read_curves
+from geoclip.fit import PARENT, load_trained, read_curves
 from geoclip.gallery import Gallery
+from geoclip.lightning_command import CHECKPOINT
 from geoclip.measure import load_variogram, measure_variogram
 from geoclip.metrics import Metrics, compare_metrics, geolocation_metrics, great_circle_km
 from geoclip.report import write_report
@@ -144,7 +145,7 @@ def run_demo(
 
 
 class _Stopwatch:
-    """Seconds per stage, kept over interruptions."""
+    """Seconds per stage, kept over interruptions; says which one begins."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -152,6 +153,7 @@ class _Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str, *, again: bool = False) -> Iterator[None]:
+        print(f"{stage} …", file=sys.stderr, flush=True)
         start = time.monotonic()
         try:
             yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import sys
 import warnings
@@ -13,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow.csv
-from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -24,9 +22,9 @@ from numpy.typing import NDArray
 from geoclip.checkpoint import AtomicCheckpointIO, read_checkpoint
 from geoclip.commented_config import commented
 from geoclip.datamodule import PhotoBatches
+from geoclip.lightning_command import CHECKPOINT, read_command_line, train
 from geoclip.training import GeoCLIPTraining
 
-CHECKPOINT = "last.ckpt"
 PARENT = "GEOCLIP_PARENT"  # environment variable: the process without which a training makes no sense
 _LOGS = "logs"
 
@@ -35,7 +33,8 @@ def fit(arguments: list[str]) -> Path:
     """Train as the arguments and their `--config` say; the same command again goes on from the checkpoint.
 
     Args:
-        arguments: what follows `geoclip fit` on the command line.
+        arguments: what follows `geoclip fit` on the command line. `--config` takes a YAML file or the name of
+            a recipe that comes with the package: geoclip, osv5m, demo.
 
     Returns:
         The checkpoint after the last step.
@@ -44,44 +43,21 @@ def fit(arguments: list[str]) -> Path:
         ValueError: a bad argument, or an output folder with a checkpoint of a run with other settings.
         OSError: a file is missing, or the output folder cannot be written.
     """
-    _quieten()
-    try:
-        cli = _FitCLI(
-            GeoCLIPTraining,
-            PhotoBatches,
-            args=arguments,
-            run=False,
-            # everything random has a seed of its own
-            seed_everything_default=False,
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            # a checkpoint's settings are what the module was made with, not what the command line said
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "max_steps": 10_000,
-                "log_every_n_steps": 10,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
-            parser_kwargs={
-                "prog": "geoclip fit",
-                "description": "Train GeoCLIP from cached embeddings or from images. The same command again "
-                "goes on where it was. On many GPUs: torchrun --nproc-per-node 8 -m geoclip fit …",
-                "exit_on_error": False,
-            },
-        )
-    except ArgumentError as error:
-        raise ValueError(str(error)) from error
+    cli = read_command_line(
+        _FitCLI,
+        GeoCLIPTraining,
+        PhotoBatches,
+        arguments,
+        prog="geoclip fit",
+        description="Train GeoCLIP from cached embeddings or from images. On many GPUs: "
+        "torchrun --nproc-per-node 8 -m geoclip fit …",
+        trainer_defaults={"max_steps": 10_000},
+        seed_everything_default=False,  # everything random has a seed of its own
+    )
     checkpoint = Path(cli.config.out) / CHECKPOINT
-    resumed = checkpoint.exists()
-    if resumed:
+    if checkpoint.exists():
         _refuse_other_settings(checkpoint, cli.model, cli.datamodule, cli.trainer)
-    try:
-        cli.trainer.fit(
-            cli.model, cli.datamodule, ckpt_path=checkpoint if resumed else None, weights_only=True
-        )
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
+    train(cli.trainer, cli.model, cli.datamodule, checkpoint)
     cli.trainer.save_checkpoint(checkpoint)  # the last step may lie between two checkpoints
     return checkpoint
 
@@ -261,12 +237,3 @@ def _refuse_other_settings(
                 f"out: {checkpoint.parent} holds a run with {name} {then.get(name)}, "
                 f"now {name} is {now[name]}; choose another folder, or remove this one to begin anew"
             )
-
-
-def _quieten() -> None:
-    """Leave the progress bar and our own lines on the screen, no advertisements."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning\.")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")

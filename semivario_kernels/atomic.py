@@ -13,7 +13,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     """Lets `write` fill a temporary file in the same folder, then renames it to `path`.
 
     A process killed at any moment leaves the old file or the new one under `path`, and at most a hidden
-    `.<name>.tmp` beside it, which the next write of the same file replaces.
+    `.<name>.tmp` beside it, which the next write of the same file replaces. A device or a pipe is written
+    straight into.
 
     Raises:
         OSError: the folder or the disk refuses the file; the message names it.
@@ -21,6 +22,10 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with open(path, "wb") as device:
+                write(device)
+            return
         with open(temporary, "wb") as file:
             write(file)
             file.flush()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from semivario_kernels.atomic import write_atomically
 from semivario_kernels.spatial_blocks import BlockSums
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class EmpiricalVariogram:
             values |= {"block_counts": blocks.counts, "block_sums": blocks.sums}
         if self.fraction is None:
             del values["fraction"]
-        with Path(path).open("wb") as file:  # given a name, NumPy would append .npz
-            np.savez(file, **values)
+        # given a name, NumPy would append .npz
+        write_atomically(path, lambda file: np.savez(file, **values))
 
     @classmethod
     def load(cls, path: str | Path) -> EmpiricalVariogram:

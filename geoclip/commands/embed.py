@@ -71,13 +71,15 @@ def add_parser(commands: Commands) -> None:
 
 
 def _limit(text: str) -> float:
-    part = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
-    if part < 0 or (part >= 1 and (text.endswith("%") or not part.is_integer())):
-        raise ValueError
+    try:
+        part = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        part = -1
+    if not part >= 0 or (part >= 1 and (text.endswith("%") or not part.is_integer())):
+        raise argparse.ArgumentTypeError(
+            f"wanted a number of photos, or a part of them such as 1% or 0.01, got {text!r}"
+        )
     return part
-
-
-_limit.__name__ = "number of photos, or part below 1"  # what argparse calls it
 
 
 def run(options: argparse.Namespace) -> None:

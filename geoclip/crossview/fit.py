@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,9 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from geoclip.checkpoint import AtomicCheckpointIO
 from geoclip.crossview.data import CrossViewData
 from geoclip.crossview.training import CrossViewTraining
-
-CHECKPOINT = "last.ckpt"
-_RECIPES = Path(__file__).parents[1] / "configs"
+from geoclip.lightning_command import CHECKPOINT, read_command_line, train
 
 
 def fit(arguments: list[str]) -> Path:
@@ -36,57 +31,25 @@ def fit(arguments: list[str]) -> Path:
         ValueError: a bad argument.
         OSError: a file is missing, or the output folder cannot be written.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning\.")
-    try:
-        cli = _CrossViewCLI(
-            CrossViewTraining,
-            CrossViewData,
-            args=_with_recipes(arguments),
-            run=False,
-            seed_everything_default=1,  # of the backbone's random weights; batches have a seed of their own
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "max_epochs": 40,
-                "gradient_clip_val": 100.0,
-                "gradient_clip_algorithm": "value",
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 10,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
-            parser_kwargs={
-                "prog": "geoclip crossview fit",
-                "description": "Train one encoder on two views, as Sample4Geo. "
-                "The same command again goes on where it was.",
-                "exit_on_error": False,
-            },
-        )
-    except ArgumentError as error:
-        raise ValueError(str(error)) from error
+    cli = read_command_line(
+        _CrossViewCLI,
+        CrossViewTraining,
+        CrossViewData,
+        arguments,
+        prog="geoclip crossview fit",
+        description="Train one encoder on two views, as Sample4Geo.",
+        recipes="crossview-",
+        trainer_defaults={
+            "max_epochs": 40,
+            "gradient_clip_val": 100.0,
+            "gradient_clip_algorithm": "value",
+            "num_sanity_val_steps": 0,
+        },
+        seed_everything_default=1,  # of the backbone's random weights; batches have a seed of their own
+    )
     checkpoint = Path(cli.config.out) / CHECKPOINT
-    try:
-        cli.trainer.fit(
-            cli.model,
-            cli.datamodule,
-            ckpt_path=checkpoint if checkpoint.exists() else None,
-            weights_only=True,
-        )
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
+    train(cli.trainer, cli.model, cli.datamodule, checkpoint)
     return checkpoint
-
-
-def _with_recipes(arguments: list[str]) -> list[str]:
-    """`--config cvusa` with the recipe's path."""
-    replaced = list(arguments)
-    for position in range(1, len(arguments)):
-        recipe = _RECIPES / f"crossview-{arguments[position]}.yaml"
-        if arguments[position - 1] == "--config" and recipe.is_file():
-            replaced[position] = str(recipe)
-    return replaced
 
 
 class _CrossViewCLI(LightningCLI):

@@ -145,10 +145,23 @@ def match_columns(
     }
     missing = [f"{c} (or {', '.join(aliases[c][1:])})" for c in needed if matched[c] is None]
     if missing:
+        if any(map(_is_number, found)):
+            raise ValueError(
+                f"{file} has no header: wanted names of columns in its first line, such as "
+                f"{','.join(needed)}, got {','.join(found)}"
+            )
         raise ValueError(
             f"{file} lacks the columns {' and '.join(missing)}; it has {', '.join(found) or 'no columns'}"
         )
     return {column: name for column, name in matched.items() if name is not None}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def latlon_of(columns: Mapping[str, pa.Array]) -> np.ndarray:

@@ -1,6 +1,8 @@
 """What a user got wrong ends in one line and a non-zero code, never in a traceback."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +112,69 @@ def test_fit_in_one_line(trained, tmp_path, capsys):
     refused(capsys, "fit", "--config", tmp_path / "broken.yaml")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("data.batch_size", "many", "--data.batch_size: wanted a whole number, got many"),
+        ("data.batch_size", "0", "batch_size: wanted between 1 and the 300 rows of the data set, got 0"),
+        ("model.learning_rate", "x", "--model.learning_rate: wanted a number, got x"),
+        ("model.head", "round", "--model.head: wanted one of 'mlp', 'linear', got round"),
+        ("model.sigma", "x", "--model.sigma: bad value, got x"),
+        ("checkpoint_every", "0", "--checkpoint_every: wanted a whole number above 0, got 0"),
+    ],
+)
+def test_bad_values_of_fit_are_named_as_they_are_typed(trained, capsys, option, value, words):
+    line = refused(capsys, "fit", "--config", trained / "fit.yaml", f"--{option}", value)
+    assert line == f"geoclip: {words}"
+
+
+def test_recipes_by_name(trained, tmp_path, capsys, monkeypatch):
+    for config in (["--config", "osv5m"], ["--config=osv5m"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", *config, "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["warm_up"] == 0.02
+    line = refused(capsys, "fit", "--config", "osv6m")
+    assert line == "geoclip: --config: wanted a YAML file or one of demo, geoclip, osv5m, got 'osv6m'"
+    assert "cvact, cvusa" in refused(capsys, "crossview", "fit", "--config", "osv5m")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "osv5m").write_text("model: {warm_up: 0.5}")  # a file of that name goes first
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", "osv5m", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["warm_up"] == 0.5
+
+
+def test_a_full_disk_in_one_line(trained, tmp_path, capsys):
+    """RLIMIT_FSIZE refuses a write in its middle, as a full disk does; /dev/full refuses all."""
+    checkpoint, train = trained / "run" / "last.ckpt", trained / "train"
+    places = ["--gallery", train, "--gallery-cache", tmp_path / "cache"]
+    commands = {
+        tmp_path / "run" / "last.ckpt": ["fit", "--config", trained / "fit.yaml", "--out", tmp_path / "run"],
+        tmp_path / "v.npz": ["variogram", train, "--out", tmp_path / "v.json", "--bins", 12],
+        tmp_path / "release" / "model.safetensors": ["export", checkpoint, tmp_path / "release", *places[:2]],
+        tmp_path / "m.json": ["eval", checkpoint, train, *places, "--out", tmp_path / "m.json"],
+        Path("/dev/full"): ["predict", train, "--checkpoint", checkpoint, *places, "--out", "/dev/full"],
+    }
+    main([str(part) for part in (*commands[Path("/dev/full")][:-1], tmp_path / "p.csv")])  # fills the cache
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for file, command in commands.items():
+        device = file.exists()
+        capsys.readouterr()
+        # Lightning's own logs are longer than the commands' other files
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000 if command[0] == "fit" else 500, hard))
+        try:
+            code = main([str(part) for part in command])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert code == 2
+        line = capsys.readouterr().err.splitlines()[-1]  # after the progress bar
+        reason = "No space left on device" if device else "File too large"
+        assert line == f"geoclip: cannot write {file}: {reason}"
+        assert device or not [f for f in file.parent.iterdir() if file.name in f.name]
+    signal.signal(signal.SIGXFSZ, before)
+    assert Path("/dev/full").is_char_device()  # and is not replaced by a file
+
+
 def test_variogram_measures_fits_and_draws(trained, tmp_path, capsys):
     out = tmp_path / "deeper" / "v.json"
     options = ["--places", "200", "--first-km", "500", "--bins", "12"]
@@ -118,7 +183,12 @@ def test_variogram_measures_fits_and_draws(trained, tmp_path, capsys):
     assert 0.3 < model.sill < 2
     assert out.with_suffix(".npz").exists()
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "R²" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "R²" in captured.out
+    assert "warning" not in captured.err
+    assert model.metric == "chord"
+    assert main(["variogram", str(trained / "train"), "--out", str(out), *options, "--metric", "arc"]) == 0
+    assert VariogramModel.load(out).metric == "arc"
 
 
 def test_variogram_in_one_line(trained, tmp_path, capsys):
@@ -181,6 +251,18 @@ def test_embed_in_one_line(tmp_path, capsys):
     line = refused(capsys, "embed", tmp_path / "columns.csv", out)
     assert "latitude" in line
     assert "columns.csv" in line
+    (tmp_path / "bare.csv").write_text("a.jpg,10,20\nb.jpg,11,21\n")
+    line = refused(capsys, "embed", tmp_path / "bare.csv", out)
+    assert line.endswith(
+        "bare.csv has no header: wanted names of columns in its first line, such as path,latitude,longitude, "
+        "got a.jpg,10,20"
+    )
+    for bad in ("x", "-1", "1.5", "200%", "nan"):
+        line = refused(capsys, "embed", csv, out, "--max-broken", bad)
+        assert "--max-broken: wanted a number of photos, or a part of them such as 1% or 0.01" in line
+        assert f"got '{bad}'" in line
+    (tmp_path / "half.json").write_text('{"embed_dim": 3}')
+    assert "got no vision_cfg" in refused(capsys, "embed", csv, out, "--backbone", tmp_path / "half.json")
     assert "ViT-XXL" in refused(capsys, "embed", csv, out, "--backbone", "ViT-XXL")
     assert "nowhere.json" in refused(capsys, "embed", csv, out, "--backbone", tmp_path / "nowhere.json")
     assert not out.exists()
@@ -195,7 +277,10 @@ def test_predict_in_one_line(trained, capsys):
 
 def test_demo_in_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert "noise" in refused(capsys, "demo", "--out", tmp_path / "demo", "--noise", "-1")
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--noise", "-1"]) == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "data …"
+    assert last == "geoclip: noise is -1.0, wanted a finite number, 0 or larger"
     assert "steps" in refused(capsys, "demo", "--out", tmp_path / "demo", "--steps", "0")
     assert str(tmp_path / "file") in refused(capsys, "demo", "--out", tmp_path / "file" / "demo")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from geoclip import cli
+from geoclip import cli, lightning_command
 from geoclip.crossview.data import CrossViewData
-from geoclip.crossview.fit import _RECIPES, _with_recipes, fit
+from geoclip.crossview.fit import fit
 from geoclip.crossview.mining import surprising_places
 from geoclip.crossview.model import CrossViewEncoder
 from geoclip.crossview.training import CrossViewTraining
@@ -201,8 +201,9 @@ def test_both_views_share_one_encoder():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_hold_the_published_numbers(name, tmp_path):
-    assert _with_recipes(["--config", name]) == ["--config", str(_RECIPES / f"crossview-{name}.yaml")]
-    recipe = yaml.safe_load((_RECIPES / f"crossview-{name}.yaml").read_text())
+    file = lightning_command.RECIPES / f"crossview-{name}.yaml"
+    assert lightning_command._with_recipes(["--config", name], "crossview-") == ["--config", str(file)]
+    recipe = yaml.safe_load(file.read_text())
     university = name == "university1652"
     assert recipe["data"]["batch_size"] == 128
     assert recipe["trainer"]["max_epochs"] == (1 if university else 40)
