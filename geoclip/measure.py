@@ -17,6 +17,7 @@ from semivario_kernels import (
 )
 from semivario_kernels.atomic import write_atomically
 from semivario_kernels.embedding_files import read_embeddings
+from semivario_kernels.variogram import Metric
 
 
 def measure_variogram(
@@ -28,6 +29,7 @@ def measure_variogram(
     max_pairs: int | None = None,
     max_lag_km: float | None = None,
     kind: str = "stable",
+    metric: Metric = "chord",
     seed: int = 0,
     progress: bool = True,
 ) -> VariogramFit:
@@ -43,6 +45,7 @@ def measure_variogram(
         max_pairs: measure about so many pairs, see `binned_semivariance`; None takes all.
         max_lag_km: leave out pairs beyond.
         kind: model fitted, see `fit_variogram`.
+        metric: distance that the model reads; every kind is a covariance on the sphere in "chord" distance.
         seed: of the samples.
         progress: whether to show a bar.
 
@@ -77,7 +80,7 @@ def measure_variogram(
         progress=progress,
         checkpoint=out.with_suffix(".checkpoint"),
     )
-    fit = fit_variogram(empirical, kind)
+    fit = fit_variogram(empirical, kind, metric=metric)
     empirical.save(out.with_suffix(".npz"))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     fit.plot(figure.add_subplot())
@@ -86,6 +89,6 @@ def measure_variogram(
     return fit
 
 
-def load_variogram(out: Path, kind: str = "stable") -> VariogramFit:
+def load_variogram(out: Path, kind: str = "stable", metric: Metric = "chord") -> VariogramFit:
     """Fit again what `measure_variogram` measured, which takes a moment."""
-    return fit_variogram(EmpiricalVariogram.load(out.with_suffix(".npz")), kind)
+    return fit_variogram(EmpiricalVariogram.load(out.with_suffix(".npz")), kind, metric=metric)

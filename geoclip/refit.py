@@ -15,7 +15,7 @@ _EDGES_KM = (10.0, 20_000.0, 24)
 def refit_variogram(
     latlon: torch.Tensor, embeddings: torch.Tensor, previous: VariogramModel | None
 ) -> VariogramModel | None:
-    """Measure all pairs and fit a model of the kind of the previous one, "stable" where there is none.
+    """Measure all pairs and fit a model of the previous one's kind, else a stable one in chord distance.
 
     Args:
         latlon: (n, 2) latitude and longitude in degrees.
@@ -25,7 +25,7 @@ def refit_variogram(
     Returns:
         The new model, or `previous`.
     """
-    kind, metric = ("stable", "arc") if previous is None else (previous.kind, previous.metric)
+    kind, metric = ("stable", "chord") if previous is None else (previous.kind, previous.metric)
     try:
         measured = binned_semivariance(
             embeddings.float().cpu().numpy(), latlon.cpu().numpy(), edges_km=log_edges_km(*_EDGES_KM)

@@ -34,6 +34,13 @@ def add_parser(commands: Commands) -> None:
         choices=("stable", "exponential", "gaussian", "spherical", "matern32", "nested"),
         help="model fitted; nested is the sum of two exponential ones",
     )
+    variogram.add_argument(
+        "--metric",
+        default="chord",
+        choices=("chord", "arc"),
+        help="distance that the model reads: straight through the Earth, where every kind is a covariance, "
+        "or along its surface",
+    )
     variogram.add_argument("--first-km", type=float, default=1.0, help="end of the first distance bin")
     variogram.add_argument("--last-km", type=float, default=20_000.0, help="end of the last distance bin")
     variogram.add_argument("--bins", type=int, default=30, help="distance bins")
@@ -73,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
         max_lag_km=options.max_lag_km,
         edges_km=log_edges_km(options.first_km, options.last_km, options.bins),
         kind=options.kind,
+        metric=options.metric,
         seed=options.seed,
     )
     pairs = int(fit.empirical.counts.sum())

@@ -18,7 +18,7 @@ from geoclip.training import GeoCLIPTraining
 from .small_world import write_settings
 
 ROOT = Path(geoclip.__file__).parents[1]
-STEPS = 600  # seconds: a kill soon after a checkpoint comes long before the end
+STEPS = 300  # seconds: a kill soon after a checkpoint comes long before the end
 
 
 def start(settings, out):
@@ -76,7 +76,9 @@ def one_thread():
 
 
 def test_killed_and_interrupted_ends_with_the_same_weights(tmp_path, one_thread):
+    """With all that a run carries from step to step: queue, gallery, average, refitted semivariogram."""
     settings = write_settings(tmp_path, steps=STEPS)
+    settings.write_text(f"{settings.read_text()}  gallery: 60\n  ema: 0.9\n  refit_every: 50\n")
     options = ["--config", str(settings), "--checkpoint_every", "20", "--out"]
     checkpoint = tmp_path / "disturbed" / "last.ckpt"
     reached = 0
