@@ -37,8 +37,8 @@ from semivario_kernels import NegativePolicy, SemivariogramInfoNCE, VariogramMod
 LARGEST_LOGIT_SCALE = 100.0  # CLIP's bound (Radford et al., 2021): above it training becomes unstable
 # Activations of the official architecture are 43 kB a place: 350 MB are kept for the batch and the queue, all
 # further places are encoded twice, a chunk at a time; beside a gallery, of which that is most of the time, a
-# chunk only is kept.
-_PLACES_KEPT, _PLACES_AT_ONCE = 8192, 1024
+# chunk only is kept. A GPU wants longer chunks.
+_PLACES_KEPT, _PLACES_AT_ONCE, _PLACES_AT_ONCE_ON_GPU = 8192, 512, 2048
 _REFIT_PHOTOS = 4096  # 8 million pairs
 
 
@@ -240,6 +240,7 @@ class GeoCLIPTraining(LightningModule):
         active = self.queue.full and (self.loss.variogram is not None or not self._reads_variogram)
         loss_function = self.loss if active else self.warm_up_loss
         scale = self.model.logit_scale.exp()
+        chunk = _PLACES_AT_ONCE_ON_GPU if places.is_cuda else _PLACES_AT_ONCE
         # autocast to bfloat16 refuses to put float16 tensors together
         with torch.autocast(v.device.type, enabled=False):
             batch_v = torch.cat(all_v)
@@ -249,8 +250,8 @@ class GeoCLIPTraining(LightningModule):
             encode_places(
                 self.model.location_encoder,
                 places.float(),
-                kept=_PLACES_AT_ONCE if len(gallery) else _PLACES_KEPT,
-                chunk=_PLACES_AT_ONCE,
+                kept=chunk if len(gallery) else _PLACES_KEPT,
+                chunk=chunk,
             ),
             # distance and dissimilarity are those of the photos: noise is for the location encoder alone
             latlon,
