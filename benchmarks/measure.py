@@ -73,7 +73,7 @@ def measure_case(
         speedups = {
             rival: medians[rival] / medians[name]
             for rival in case.rivals
-            if timed and name in backends and rival in medians and errors[rival] <= allowed
+            if timed and name in backends and rival in medians and errors.get(rival, np.inf) <= allowed
         }
         to_products = medians[name] / medians[PRODUCTS] if timed and PRODUCTS in medians else None
         floor_s = case.floor_flops / rate

@@ -1,10 +1,15 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter: it looks at this when it is imported."""
+"""Where there is no GPU, Triton's kernels run in its interpreter: it looks at this when it is imported.
+
+Where there is one, tests ask torch for deterministic algorithms; cuBLAS has them with a workspace of its own.
+"""
 
 import os
 
 import torch
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

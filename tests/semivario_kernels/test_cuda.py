@@ -47,11 +47,47 @@ def problem(n, m, dtype, seed=0):
     }
 
 
+def upstream_of(loss):
+    return torch.randn(loss.shape, generator=torch.Generator().manual_seed(8)).to(loss)
+
+
 def gradients_of(p, **options):
     leaves = [p[name].clone().requires_grad_() for name in LEAVES]
     loss = semivariogram_info_nce(**{**p, **dict(zip(LEAVES, leaves, strict=True))}, **options)
-    upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(8)).to(loss)
-    return loss.detach(), torch.autograd.grad(loss, leaves, upstream)
+    return loss.detach(), torch.autograd.grad(loss, leaves, upstream_of(loss))
+
+
+def sum_of_slopes(p, **options):
+    """Σ|w_i·∂loss_i/∂s| by differences; with its signs the sum, ∂loss/∂s, may be close to 0."""
+    above, below = (
+        semivariogram_info_nce(
+            **{**p, "logit_scale": p["logit_scale"] + step},
+            **{**options, "reduction": "none"},
+            backend="reference",
+        )
+        for step in (1e-4, -1e-4)
+    )
+    slopes = ((above - below) / 2e-4).abs()
+    if options["reduction"] == "mean":
+        return slopes.mean() * upstream_of(slopes.mean()).abs()
+    return (slopes * upstream_of(slopes).abs()).sum()
+
+
+def assert_equals_float64(p, on_gpu, **options):
+    """|ours − float64| ≤ |reference in the same dtype − float64| + tolerance · largest entry."""
+    there = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    exact = {k: t.double() for k, t in p.items()}
+    results = [
+        gradients_of({k: t.cuda() for k, t in p.items()}, **on_gpu, **there),
+        gradients_of(p, backend="reference", **options),
+        gradients_of(exact, backend="reference", **options),
+    ]
+    tolerance = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}[p["x"].dtype]
+    ours, reference, wanted = ([loss, *rest] for loss, rest in results)
+    largest = [t.abs().max() for t in wanted[:-1]] + [sum_of_slopes(exact, **options)]
+    for got, plain, right, entry in zip(ours, reference, wanted, largest, strict=True):
+        error, allowed = ((t.cpu().double() - right).abs().max() for t in (got, plain))
+        assert error <= allowed + tolerance * entry
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -61,23 +97,8 @@ def gradients_of(p, **options):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_float64_reference(backend, policy, dtype, symmetric, reduction):
     p = problem(333, 333 if symmetric else 1501, dtype)
-    options = {
-        "variogram": MODEL,
-        "policy": policy,
-        "label_smoothing": 0.1,
-        "symmetric": symmetric,
-        "reduction": reduction,
-    }
-    loss, gradients = gradients_of({k: t.cuda() for k, t in p.items()}, backend=backend, **options)
-    high, high_gradients = gradients_of({k: t.double() for k, t in p.items()}, backend="reference", **options)
-    low, low_gradients = gradients_of(p, backend="reference", **options)
-    tolerance = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
-    for ours, reference, wanted in zip(
-        (loss, *gradients), (low, *low_gradients), (high, *high_gradients), strict=True
-    ):
-        error = (ours.cpu().double() - wanted).abs().max()
-        allowed = (reference.double() - wanted).abs().max()
-        assert error <= allowed + tolerance * wanted.abs().max()
+    options = {"label_smoothing": 0.1, "symmetric": symmetric, "reduction": reduction}
+    assert_equals_float64(p, {"backend": backend}, variogram=MODEL, policy=policy, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -94,6 +115,17 @@ def test_bad_values_give_nan_and_are_named_on_request(backend, monkeypatch):
 WAYS = [(name, None) for name in BACKENDS if name != "reference"] + [
     (name, 64) for name in BACKENDS if name == "triton"
 ]  # with workspace_mb; little of it leads to the fused kernels
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("backend", "workspace_mb"), WAYS)
+def test_small_ragged_shapes(backend, workspace_mb, symmetric):
+    p = problem(37, 37 if symmetric else 301, torch.bfloat16)
+    exclude = (torch.arange(37)[:, None] + torch.tensor([1, 9])) % len(p["y"])
+    options = {"variogram": MODEL, "policy": NegativePolicy.rectify(0.4, 3.0, 5.0), "exclude": exclude}
+    options |= {"symmetric": symmetric, "reduction": "none"}
+    assert_equals_float64(p, {"backend": backend, "workspace_mb": workspace_mb}, **options)
 
 
 def large_problem(n, m, dtype=torch.bfloat16, dims=(512, 768)):
@@ -125,20 +157,7 @@ def test_fused_equals_the_float64_reference(dtype, policy, reduction):
     p = problem(333, 1501, dtype)
     exclude = (torch.arange(333)[:, None] + torch.tensor([1, 400])) % 1501
     options = {"variogram": MODEL, "policy": policy, "label_smoothing": 0.1, "reduction": reduction}
-    on_gpu = {k: t.cuda() for k, t in p.items()}
-    loss, gradients = gradients_of(
-        on_gpu, backend="triton", workspace_mb=16, exclude=exclude.cuda(), **options
-    )
-    high, high_gradients = gradients_of(
-        {k: t.double() for k, t in p.items()}, backend="reference", exclude=exclude, **options
-    )
-    low, low_gradients = gradients_of(p, backend="reference", exclude=exclude, **options)
-    tolerance = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
-    for ours, reference, wanted in zip(
-        (loss, *gradients), (low, *low_gradients), (high, *high_gradients), strict=True
-    ):
-        error = (ours.cpu().double() - wanted).abs().max()
-        assert error <= (reference.double() - wanted).abs().max() + tolerance * wanted.abs().max()
+    assert_equals_float64(p, {"backend": "triton", "workspace_mb": 16}, exclude=exclude, **options)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -282,7 +301,8 @@ def test_inline_instructions_equal_their_plain_twins(policy):
     d = 2 * torch.rand(n, device="cuda")
     for model in (MODEL, VariogramModel(("stable", "matern32"), 0.1, (0.3, 0.4), (90.0, 900.0), (0.3, 1.0))):
         fast, plain = (evaluated(policy, model, p, q, d, fast=fast) for fast in (True, False))
-        assert torch.equal(fast[:2], plain[:2])
+        # which sums of products are fused is the compiler's choice in each of the two
+        torch.testing.assert_close(fast[:2], plain[:2], rtol=1e-6, atol=1e-3)
         assert (fast[2:] - plain[2:]).abs().max() <= 4e-6 * (1 + policy.hard + policy.false)
 
 

@@ -18,6 +18,7 @@ from semivario_kernels.backends.triton.autotune import Choices, candidates, choi
 from semivario_kernels.backends.triton.configurations import FusedBlocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = 3e-6 if DEVICE == "cpu" else 3e-5  # as in test_triton_loss.py
 TABLE = FusedBlocks(32, 32, 32, 4, 2, 32, 1)
 
 
@@ -133,7 +134,7 @@ def losses_and_gradients(backend):
 
 def assert_equals_reference():
     for ours, exactly in zip(losses_and_gradients("triton"), losses_and_gradients("reference"), strict=True):
-        assert (ours.double() - exactly).abs().max() <= 3e-6 * exactly.abs().max()
+        assert (ours.double() - exactly).abs().max() <= TOLERANCE * exactly.abs().max()
 
 
 @pytest.fixture

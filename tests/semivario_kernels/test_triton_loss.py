@@ -27,6 +27,8 @@ from semivario_kernels.backends.triton.configurations import FusedBlocks, StripB
 from semivario_kernels.geometry import EARTH_RADIUS_KM, unit_vectors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# a GPU's lg2.approx and ex2.approx move a logit by up to 4e-6·hard
+TOLERANCE = 3e-6 if DEVICE == "cpu" else 3e-5
 LEAVES = ("x", "y", "logit_scale")
 WAYS = {"strips": 1000, "fused": 1}  # workspace_mb that leads there
 N, M, D, E = 21, 50, 21, 19  # larger than the blocks below and no multiple of them
@@ -111,7 +113,7 @@ def test_every_policy(way, name, symmetric):
     n, m = len(p["x"]), len(p["y"])
     assert_equals_reference(
         p,
-        3e-6,
+        TOLERANCE,
         way=way,
         variogram=MODEL,
         policy=POLICIES[name][0],
@@ -140,7 +142,10 @@ def test_every_option(way, options):
     p = {k: options.pop(k, t) for k, t in wide_problem().items()}
     p = {k: t for k, t in p.items() if t is not None}
     assert_equals_reference(
-        p, 3e-6, way=way, **{"variogram": MODEL, "policy": NegativePolicy.rectify(0.4, 3.0, 5.0), **options}
+        p,
+        TOLERANCE,
+        way=way,
+        **{"variogram": MODEL, "policy": NegativePolicy.rectify(0.4, 3.0, 5.0), **options},
     )
 
 
