@@ -71,10 +71,12 @@ def main(argv: list[str] | None = None) -> None:
             result["memory"] = {
                 "machine": describe(torch.device("cpu")),
                 "gallery": options.gallery,
-                "peak_mib": mib[options.gallery],
-                "peak_mib_without": mib[0],
+                "before_mib": mib[options.gallery][0],
+                "peak_mib": mib[options.gallery][1],
+                "before_mib_without": mib[0][0],
+                "peak_mib_without": mib[0][1],
                 "bar_mib": BAR_MIB,
-                "met": mib[options.gallery] <= BAR_MIB,
+                "met": mib[options.gallery][1] <= BAR_MIB,
             }
     options.out.mkdir(parents=True, exist_ok=True)
     text, table = json.dumps(result, indent=1), table_of(result)
@@ -218,7 +220,8 @@ def _time_calls(module: torch.nn.Module, part: str, clock: Clock) -> None:
     module.forward = timed  # type: ignore[method-assign]
 
 
-def _in_fresh_process(folder: Path, options: argparse.Namespace, gallery: int) -> float:
+def _in_fresh_process(folder: Path, options: argparse.Namespace, gallery: int) -> tuple[float, float]:
+    """MiB of the process before its second step, and at its peak."""
     command = [sys.executable, "-m", "benchmarks.trainer_step", "--child", str(folder)]
     command += [f"--batch={options.batch}", f"--queue={options.queue}", f"--gallery={gallery}"]
     child = subprocess.run(
@@ -226,7 +229,8 @@ def _in_fresh_process(folder: Path, options: argparse.Namespace, gallery: int) -
     )
     if child.returncode:
         raise RuntimeError((child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1])
-    return float(child.stdout.split()[-1])
+    before, peak = map(float, child.stdout.split()[-2:])
+    return before, peak
 
 
 def _child(options: argparse.Namespace) -> None:
@@ -238,6 +242,7 @@ def _child(options: argparse.Namespace) -> None:
 
     def small_at_first(batch: Any, batch_idx: int) -> Any:
         if module.global_step:
+            before.append(resident_mib())
             return step(batch, batch_idx)
         gallery, queue = module.gallery, module.queue
         module.gallery, module.queue = module._draw_gallery(0), PlaceQueue(0, DIM)
@@ -246,9 +251,15 @@ def _child(options: argparse.Namespace) -> None:
         module._arrived.clear()
         return loss
 
+    before: list[float] = []
     module.training_step = small_at_first
     train(module, folder, options.batch, 2)
-    print(peak_mib(torch.device("cpu")))
+    print(before[0], peak_mib(torch.device("cpu")))
+
+
+def resident_mib() -> float:
+    """Memory of this process now."""
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 
 
 def table_of(result: dict[str, Any]) -> str:
@@ -283,7 +294,9 @@ def table_of(result: dict[str, Any]) -> str:
         lines += [
             "",
             f"Peak of the whole process with {of['gallery']:,} gallery negatives: {of['peak_mib']:,.0f} MiB, "
-            f"without: {of['peak_mib_without']:,.0f} MiB; bar {of['bar_mib']:,.0f} MiB: "
+            f"{of['before_mib']:,.0f} of them before the step; without: {of['peak_mib_without']:,.0f} and "
+            f"{of['before_mib_without']:,.0f} MiB; "
+            f"bar {of['bar_mib']:,.0f} MiB: "
             f"{'met' if of['met'] else 'missed'}. Commit {of['machine']['commit']}.",
         ]
     return "\n".join(lines) + "\n"
