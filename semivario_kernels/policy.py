@@ -104,9 +104,8 @@ class NegativePolicy:
         close to 0 nothing can be more alike than expected. Arguments as there.
 
         The defaults are those with evidence (docs/results.md, five seeds, points above plain InfoNCE within
-        25 km and within 1 km, 95 % intervals): +1.6 [+0.7, +2.5] and +0.7 [−0.3, +1.8] on the demo's field
-        at noise 0.8; +9.0 [+7.8, +10.2] and −1.9 [−3.0, −0.9] on synthetic towns with look-alikes, where
-        false=3 is the milder choice: +6.5 [+5.3, +7.6] and −0.1 [−1.3, +1.2].
+        25 km and within 1 km, 95 % intervals): +1.6 [+0.8, +2.5] and +0.3 [−0.6, +1.3] on the demo's field
+        at noise 0.8; +9.0 [+7.8, +10.2] and −1.9 [−3.0, −0.9] on synthetic towns with look-alikes.
         """
         return cls("explained", hard=hard, false=false, tolerance=tolerance)
 
