@@ -141,6 +141,7 @@ class _FitCLI(LightningCLI):
             ("embedding_dim", "embedding_dim"),
             ("image_backbone", "backbone"),
             ("image_pretrained", "pretrained"),
+            ("image_backbone_config", "backbone_config"),
         ):
             parser.link_arguments(f"data.{of_data}", f"model.{of_model}", apply_on="instantiate")
         parser.link_arguments("model.seed", "data.seed")

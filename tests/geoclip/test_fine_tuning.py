@@ -5,6 +5,7 @@ import io
 import json
 import warnings
 
+import open_clip
 import pytest
 import torch
 
@@ -101,7 +102,9 @@ def test_the_right_weights_move_and_no_others(encoder, method, moves):
 
 
 @pytest.mark.parametrize("method", ["last_k", "lora"])
-def test_a_tuned_run_resumes_exactly_and_predicts_with_its_backbone(folder, tmp_path, method, capsys):
+def test_a_tuned_run_resumes_exactly_and_predicts_with_its_backbone(
+    folder, tmp_path, method, capsys, monkeypatch
+):
     options = settings(folder, f"--model.finetune={method}", "--model.finetune_blocks=1", "--model.ema=0.5")
     checkpoint = fit([*options, "--out", str(tmp_path / "whole")])
     whole = torch.load(checkpoint, weights_only=True)
@@ -121,6 +124,8 @@ def test_a_tuned_run_resumes_exactly_and_predicts_with_its_backbone(folder, tmp_
     assert not torch.allclose(module.model.image_encoder.embed(images), untuned, rtol=1e-3)
     photo = next((folder / "photos").rglob("*.jpg"))
     (tmp_path / "gallery.csv").write_text("lat,lon\n10,20\n-30,40\n50,-60\n")
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {})  # as in another process
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [])
     capsys.readouterr()
     command = ["predict", str(photo), "--checkpoint", str(checkpoint), "--top-k", "3"]
     assert main([*command, "--gallery", str(tmp_path / "gallery.csv")]) == 0
