@@ -102,9 +102,9 @@ def run_tests(limit_s: float, out: Path) -> tuple[list[str], bool]:
     files = [str(file.relative_to(ROOT)) for pattern in TESTS for file in sorted(ROOT.glob(pattern))]
     cores = os.cpu_count() or 1
     shards = max(1, min(PROCESSES, 3 * cores // 4))
+    options = ["-v", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     commands = [
-        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--shard={k}/{shards}", *files]
-        for k in range(shards)
+        [sys.executable, "-m", "pytest", *options, f"--shard={k}/{shards}", *files] for k in range(shards)
     ]
     # the oracle's float64 sums run on the CPU, a thread of each process on every core would stand in line
     environment = {"OMP_NUM_THREADS": str(max(1, cores // shards))}

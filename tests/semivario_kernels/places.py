@@ -24,3 +24,21 @@ def random_latlon(n: int, seed: int) -> torch.Tensor:
     z = 2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1
     longitude = 360 * torch.rand(n, generator=generator, dtype=torch.float64) - 180
     return torch.stack([torch.rad2deg(torch.asin(z)), longitude], dim=1)
+
+
+def embeddings_of(latlon: torch.Tensor, dim: int = 24, seed: int = 0) -> torch.Tensor:
+    """Vectors that are alike where places are near."""
+    g = torch.Generator().manual_seed(seed)
+    radians = torch.deg2rad(latlon)
+    xyz = torch.stack(
+        [
+            radians[:, 0].cos() * radians[:, 1].cos(),
+            radians[:, 0].cos() * radians[:, 1].sin(),
+            radians[:, 0].sin(),
+        ],
+        1,
+    )
+    waves = torch.cos(
+        xyz @ torch.randn(3, dim, generator=g, dtype=torch.float64) * 3 + 6 * torch.rand(dim, generator=g)
+    )
+    return waves + 0.3 * torch.randn(len(latlon), dim, generator=g, dtype=torch.float64)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,8 @@ def test_a_missing_extra_is_named(module, call, monkeypatch):
 
 def test_kernels_that_are_not_built_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "semivario_kernels._native", None)
+    sources = Path(__file__).parents[2] / "semivario_kernels" / "backends"
+    monkeypatch.setattr(native_epilogue, "__file__", str(sources / "x.py"))
     assert native_epilogue._load() == (None, native_epilogue._why_not_built())
     assert "whose sources are imported" in native_epilogue._why_not_built()
     # as it lies in an environment

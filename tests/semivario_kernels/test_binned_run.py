@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from places import SPECIAL_PLACES, random_latlon
-from test_semivariance import check_against_pairs, embeddings_of, pairs_of
+from places import SPECIAL_PLACES, embeddings_of, random_latlon
+from test_semivariance import check_against_pairs, pairs_of
 
 from semivario_kernels import (
     available_backends,

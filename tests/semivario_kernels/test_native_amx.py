@@ -8,8 +8,7 @@ import pytest
 import torch
 from epilogue_cases import Surrounded
 from native_isa import SKIP
-from places import random_latlon
-from test_semivariance import embeddings_of
+from places import embeddings_of, random_latlon
 
 from semivario_kernels import (
     NegativePolicy,

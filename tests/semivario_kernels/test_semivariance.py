@@ -2,7 +2,7 @@ import gstools as gs
 import numpy as np
 import pytest
 import torch
-from places import SPECIAL_PLACES, random_latlon
+from places import SPECIAL_PLACES, embeddings_of, random_latlon
 from scipy.stats import chi2
 from sklearn.metrics.pairwise import cosine_distances, haversine_distances
 
@@ -16,24 +16,6 @@ from semivario_kernels import (
 from semivario_kernels.ranks import Ranks
 from semivario_kernels.robust_estimators import chi2_median, effective_dimensions
 from semivario_kernels.sorted_places import sorted_places
-
-
-def embeddings_of(latlon, dim=24, seed=0):
-    """Vectors that are alike where places are near."""
-    g = torch.Generator().manual_seed(seed)
-    radians = torch.deg2rad(latlon)
-    xyz = torch.stack(
-        [
-            radians[:, 0].cos() * radians[:, 1].cos(),
-            radians[:, 0].cos() * radians[:, 1].sin(),
-            radians[:, 0].sin(),
-        ],
-        1,
-    )
-    waves = torch.cos(
-        xyz @ torch.randn(3, dim, generator=g, dtype=torch.float64) * 3 + 6 * torch.rand(dim, generator=g)
-    )
-    return waves + 0.3 * torch.randn(len(latlon), dim, generator=g, dtype=torch.float64)
 
 
 def pairs_of(v, latlon, u=None, other_latlon=None):
