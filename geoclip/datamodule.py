@@ -17,6 +17,7 @@ from geoclip.embedding_store import EmbeddingStore
 from geoclip.image_batches import ImageRows, training_transform
 from geoclip.photos import PhotoList
 from geoclip.sampling import (
+    Coverage,
     EpochBatchSampler,
     NeighbourBatchSampler,
     RandomBatchSampler,
@@ -119,7 +120,7 @@ class PhotoBatches(LightningDataModule):
             self.image_backbone_config = self.encoder.backbone_config
             self.embedding_dim, self.embedding_info = self.encoder.embedding_dim, self.encoder.source()
             latlon = self.photos.latlon
-        self.hparams["rows"] = len(latlon)
+        self.hparams["rows"], self._latlon = len(latlon), latlon
         self.sampler: RandomBatchSampler | NeighbourBatchSampler | EpochBatchSampler
         if sampler == "random":
             self.sampler = RandomBatchSampler(len(latlon), batch_size, seed=seed)
@@ -175,6 +176,15 @@ class PhotoBatches(LightningDataModule):
             collate_fn=_as_it_is,
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
+
+    def coverage(self, step: int) -> Coverage | None:
+        """What the sampler's epoch that begins with this step covers.
+
+        None at other steps, and of the samplers "random" and "neighbours", which deal out no epochs.
+        """
+        if not isinstance(self.sampler, EpochBatchSampler) or step % len(self.sampler):
+            return None
+        return self.sampler.coverage(self._latlon, step // len(self.sampler))
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Count and list the photos that could not be read.

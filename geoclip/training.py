@@ -213,6 +213,16 @@ class GeoCLIPTraining(LightningModule):
             )
         self.embedding_info = getattr(self.trainer.datamodule, "embedding_info", {})  # type: ignore[attr-defined]
 
+    def on_train_batch_start(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Log what the sampler's epoch covers, at its first batch."""
+        step = self.global_step * self.trainer.accumulate_grad_batches + len(self._arrived)
+        coverage = getattr(self.trainer.datamodule, "coverage", None)  # type: ignore[attr-defined]
+        cover = None if coverage is None else coverage(step)
+        if cover is not None:
+            values = {f"sampler/{name}": float(value) for name, value in cover._asdict().items()}
+            for logger in self.loggers:  # self.log would repeat them at every step
+                logger.log_metrics(values, step=self.global_step)
+
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the loss of {"rows" (n,), "latlon" (n, 2), "embeddings" (n, E) or "images" (n, 3, H, W)}.
 

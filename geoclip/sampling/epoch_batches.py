@@ -131,9 +131,9 @@ class EpochBatchSampler(Sampler[list[int]]):
         """(len(self), batch_size) rows of this rank in this epoch."""
         return self._planned(self.epoch)
 
-    def coverage(self, latlon: NDArray[np.float64] | None = None) -> Coverage:
-        """What this rank's batches of this epoch cover; `latlon` (N, 2) in degrees, of the rows."""
-        return coverage(self.epoch_batches(), self.rows, latlon)
+    def coverage(self, latlon: NDArray[np.float64] | None = None, epoch: int | None = None) -> Coverage:
+        """What this rank's batches of an epoch, this one, cover; `latlon` (N, 2) in degrees, of the rows."""
+        return coverage(self._planned(self.epoch if epoch is None else epoch), self.rows, latlon)
 
     def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
         """All that is needed to go on inside the epoch.

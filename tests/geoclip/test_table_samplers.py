@@ -1,6 +1,7 @@
 """The samplers of `geoclip fit` that draw from a table of photos that belong together."""
 
 import numpy as np
+import pyarrow.csv
 import pytest
 import torch
 from sklearn.metrics.pairwise import haversine_distances
@@ -106,6 +107,28 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, sampler):
     parts = torch.load(fit_in_two_parts(settings, tmp_path / "parts", 13), weights_only=True)
     same(whole["state_dict"], parts["state_dict"])
     same(whole["optimizer_states"], parts["optimizer_states"])
+
+
+def test_what_an_epoch_covers_is_logged_at_its_first_step(tmp_path):
+    settings = ["--config", str(write_settings(tmp_path, steps=15)), "--data.sampler", "geographic"]
+    settings += ["--data.ranked", "12", "--data.nearest", "4", "--data.further", "2"]
+    last = fit([*settings, "--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "5"])
+    (log,) = last.parent.rglob("metrics.csv")
+    rows = [row for row in pyarrow.csv.read_csv(log).to_pylist() if row["sampler/distinct_rows"] is not None]
+    data = PhotoBatches(
+        str(tmp_path / "train"), batch_size=24, sampler="geographic", ranked=12, nearest=4, further=2
+    )
+    km = kilometres_of(data.store)
+    assert [row["step"] for row in rows] == [0, 4]  # batches 0 and 12
+    for row, first in zip(rows, (0, 12), strict=True):
+        batches = [data.sampler.batch(step) for step in range(first, first + 12)]
+        nearest_km = np.mean([km[np.ix_(batch, batch)].min(axis=1).mean() for batch in batches])
+        assert row["sampler/mean_neighbour_km"] == pytest.approx(nearest_km, rel=1e-6)
+        assert (row["sampler/batches"], row["sampler/distinct_rows"], row["sampler/left_out"]) == (
+            12,
+            288,
+            12,
+        )
 
 
 def test_a_run_does_not_go_on_with_another_table(tmp_path):
