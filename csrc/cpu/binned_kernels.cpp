@@ -137,6 +137,37 @@ void add_values(std::int64_t* sums, const std::uint32_t* values) {
 }
 #endif
 
+// Looks up the cells in chunk.bin, and lists the pairs near an edge; returns how many they are.
+#if defined(__AVX512F__)
+int look_up(const std::int32_t* cells, int n, Chunk& chunk, std::int32_t* near_edge) {
+    int count = 0;
+    const __m512i open = _mm512_set1_epi32(NEAR_EDGE);
+    __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int j = 0; j < n; j += 16) {
+        const __mmask16 here = n - j >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - j)) - 1);
+        const __m512i cell = _mm512_load_si512(chunk.bin + j);
+        const __m512i bin = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), here, cell, cells, 4);
+        const __mmask16 is_open = _mm512_mask_cmpge_epi32_mask(here, bin, open);
+        _mm512_mask_store_epi32(chunk.bin + j, here, bin);
+        _mm512_mask_compressstoreu_epi32(near_edge + count, is_open, number);
+        count += __builtin_popcount(is_open);
+        number = _mm512_add_epi32(number, _mm512_set1_epi32(16));
+    }
+    return count;
+}
+#else
+int look_up(const std::int32_t* cells, int n, Chunk& chunk, std::int32_t* near_edge) {
+    int count = 0;
+    for (int j = 0; j < n; ++j) {  // without a branch that could be foretold wrongly
+        const std::int32_t bin = cells[chunk.bin[j]];
+        chunk.bin[j] = bin;
+        near_edge[count] = j;
+        count += bin >= NEAR_EDGE ? 1 : 0;
+    }
+    return count;
+}
+#endif
+
 // The bin of every pair of the chunk.
 void bin_stage(const BinTable& bin_table, int n, Chunk& chunk) {
     const BinTable table = bin_table;
@@ -144,14 +175,8 @@ void bin_stage(const BinTable& bin_table, int n, Chunk& chunk) {
     for (int j = 0; j < n; ++j) {
         chunk.bin[j] = cell_of(table, static_cast<float>(static_cast<std::int32_t>(chunk.h[j])) * (1 / H_UNITS));
     }
-    // first a list of the pairs near an edge, without a branch that could be foretold wrongly
-    int near_edge[CHUNK], count = 0;
-    for (int j = 0; j < n; ++j) {
-        const std::int32_t bin = table.cells[chunk.bin[j]];
-        chunk.bin[j] = bin;
-        near_edge[count] = j;
-        count += bin >= NEAR_EDGE ? 1 : 0;
-    }
+    std::int32_t near_edge[CHUNK];
+    const int count = look_up(table.cells, n, chunk, near_edge);
     for (int k = 0; k < count; ++k) {
         const int j = near_edge[k];
         chunk.bin[j] = settled_bin(table, chunk.bin[j], chunk.near[j]);

@@ -40,9 +40,10 @@ def surprising_places(
         are alike because they are near and should not share a batch; those of `similar_places`, with a
         warning, where the features hold no resolvable range.
     """
-    model, problem = _cross_variogram(queries, references, latlon)
-    if model is None:
-        warnings.warn(f"semivariogram of the features: {problem}; similarity alone decides", stacklevel=2)
+    try:
+        model = cross_variogram(queries, latlon, references, latlon)
+    except (ValueError, RuntimeError) as error:
+        warnings.warn(f"{error}; similarity alone decides", stacklevel=2)
         return similar_places(queries, references, k)
     hard, false = surprise_neighbours(
         queries, latlon, model, k, candidates=_CANDIDATES * k, references=references
@@ -50,21 +51,35 @@ def surprising_places(
     return hard, false
 
 
-def _cross_variogram(
-    queries: torch.Tensor, references: torch.Tensor, latlon: NDArray[np.float64]
-) -> tuple[VariogramModel | None, str]:
-    """The fitted model, or None and why there is none."""
-    places = torch.from_numpy(latlon).to(queries.device)
-    try:
-        measured = binned_semivariance(
-            queries,
-            places,
-            other=references,
-            other_latlon=places,
-            edges_km=_EDGES_KM,
-            max_pairs=_PAIRS,
-        )
-        fit = fit_variogram(measured, metric="chord")  # in which every stable model is valid
-    except (ValueError, RuntimeError) as error:
-        return None, str(error)
-    return (fit.model, "") if fit.resolvable else (None, f"no resolvable range: {fit.note}")
+def cross_variogram(
+    queries: torch.Tensor,
+    query_latlon: NDArray[np.float64],
+    references: torch.Tensor,
+    reference_latlon: NDArray[np.float64],
+) -> VariogramModel:
+    """The semivariogram of the features themselves, measured across the views and fitted.
+
+    Args:
+        queries: (N, D) features.
+        query_latlon: (N, 2) degrees.
+        references: (M, D) features.
+        reference_latlon: (M, 2) degrees.
+
+    Raises:
+        ValueError: there are no pairs of places apart, or the features hold no resolvable range.
+        RuntimeError: the fit failed.
+    """
+    places = (torch.from_numpy(latlon).to(queries.device) for latlon in (query_latlon, reference_latlon))
+    query_places, reference_places = places
+    measured = binned_semivariance(
+        queries,
+        query_places,
+        other=references,
+        other_latlon=reference_places,
+        edges_km=_EDGES_KM,
+        max_pairs=_PAIRS,
+    )
+    fit = fit_variogram(measured, metric="chord")  # in which every stable model is valid
+    if not fit.resolvable:
+        raise ValueError(f"semivariogram of the features: no resolvable range: {fit.note}")
+    return fit.model

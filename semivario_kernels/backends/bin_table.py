@@ -46,41 +46,51 @@ class BinTable:
 
 def make_bin_table(squared_chord_edges: npt.NDArray[np.float64]) -> BinTable:
     """The smallest table that names the bin of nearly all distances, or else the one that names most."""
-    half_chord = np.sqrt(squared_chord_edges[squared_chord_edges > 0][0]) / 2
-    shortest_km = max(2 * EARTH_RADIUS_KM * np.arcsin(min(half_chord, 1)) * (1 - 1e-5), 1e-30)
-    tables = (
-        _table(squared_chord_edges, shortest_km if offset == 0 else 0.0, offset, shift)
-        for shift in range(MANTISSA_BITS, -1, -1)
-        for offset in (0.0, EQUAL_WIDTH)
-        if (_bits(FARTHEST_KM + offset) - _bits(shortest_km if offset == 0 else offset)) >> shift < MOST_CELLS
-    )
-    best, fewest = None, np.inf
-    for table, share in tables:
-        if share < fewest:
-            best, fewest = table, share
-        if fewest < FEW_NEAR_EDGES:
-            break
-    assert best is not None
-    return best
+    half_chord = np.sqrt(np.clip(squared_chord_edges, 0, 4)) / 2
+    edges_km = 2 * EARTH_RADIUS_KM * np.arcsin(half_chord)
+    shortest_km = max(edges_km[edges_km > 0][0] * (1 - 1e-5), 1e-30)
+    best, fewest = (0.0, MANTISSA_BITS), np.inf
+    for shift in range(MANTISSA_BITS, -1, -1):
+        for offset in (0.0, EQUAL_WIDTH):
+            start = offset if offset else shortest_km
+            if (_bits(FARTHEST_KM + offset) - _bits(start)) >> shift >= MOST_CELLS:
+                continue
+            share = _share_near_edges(edges_km, offset, shift)
+            if fewest >= FEW_NEAR_EDGES and share < fewest:
+                best, fewest = (offset, shift), share
+    return _table(squared_chord_edges, shortest_km if best[0] == 0 else 0.0, *best)
 
 
-def _table(
-    edges: npt.NDArray[np.float64], shortest_km: float, offset: float, shift: int
-) -> tuple[BinTable, float]:
-    """A table, and the share of the distances up to half a turn whose cell has an edge in it or beside it."""
+def _share_near_edges(edges_km: npt.NDArray[np.float64], offset: float, shift: int) -> float:
+    """About the share of the distances up to half a turn whose cell has an edge in it or beside it."""
+    slack = _slack_km(edges_km, offset)
+    beside = np.concatenate([np.maximum(edges_km - slack, 0), edges_km + slack]) + offset
+    cells = np.unique(beside.astype(np.float32).view(np.uint32) >> shift).astype(np.int64)
+    widths = _cell_starts(cells + 1, shift) - _cell_starts(cells, shift)
+    return float(widths.sum() / FARTHEST_KM)
+
+
+def _slack_km(km: npt.NDArray[np.float64], offset: float) -> npt.NDArray[np.float64]:
+    """Distances come in float32 or in whole units of 4 m, and their sum with the offset is rounded."""
+    slack: npt.NDArray[np.float64] = np.maximum(4e-3, 1e-6 * km) + offset * 2.0**-MANTISSA_BITS
+    return slack
+
+
+def _cell_starts(cells: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.float64]:
+    """h + offset at which the cells begin."""
+    return (cells << shift).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def _table(edges: npt.NDArray[np.float64], shortest_km: float, offset: float, shift: int) -> BinTable:
     first, last = _bits(shortest_km + offset) >> shift, _bits(FARTHEST_KM + offset) >> shift
-    starts = (np.arange(first, last + 2, dtype=np.int64) << shift).astype(np.uint32).view(np.float32)
-    km = starts.astype(np.float64) - offset
+    km = _cell_starts(np.arange(first, last + 2, dtype=np.int64), shift) - offset
     low, high = km[:-1].copy(), km[1:]
     low[0] = 0.0  # all shorter distances fall into the first cell
-    # distances come in float32 or in whole units of 4 m, and their sum with the offset is rounded
-    slack = np.maximum(4e-3, 1e-6 * high) + offset * 2.0**-MANTISSA_BITS
+    slack = _slack_km(high, offset)
     lowest = np.searchsorted(edges, _squared_chord(low - slack), side="right")
     highest = np.searchsorted(edges, _squared_chord(high + slack), side="right")
-    is_open = lowest != highest
-    cells = np.where(is_open, NEAR_EDGE + lowest, lowest).astype(np.int32)
-    share = float(((high - low) * is_open).sum() / FARTHEST_KM)
-    return BinTable(np.append(edges, np.inf), cells, first, shift, offset), share
+    cells = np.where(lowest != highest, NEAR_EDGE + lowest, lowest).astype(np.int32)
+    return BinTable(np.append(edges, np.inf), cells, first, shift, offset)
 
 
 def _bits(value: float) -> int:

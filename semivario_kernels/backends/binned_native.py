@@ -24,7 +24,7 @@ class NativeBinning:
         extension = native_extension()
         threads = torch.get_num_threads()
         self._units = torch.tensor(extension.Binning.units, dtype=torch.float64)
-        start = BinnedSums.empty(request)
+        start = BinnedSums.empty(request, torch.device("meta"))  # for names and shapes
         self._copies = {
             name: torch.zeros(threads, *value.shape, dtype=torch.int64 if name == "sums" else value.dtype)
             for name, value in start.tensors().items()

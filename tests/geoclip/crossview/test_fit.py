@@ -11,11 +11,12 @@ import torch
 import yaml
 
 from geoclip import cli, lightning_command
-from geoclip.crossview.data import CrossViewData
+from geoclip.crossview.data import CrossViewData, read_views
 from geoclip.crossview.fit import fit
 from geoclip.crossview.mining import surprising_places
 from geoclip.crossview.model import CrossViewEncoder
 from geoclip.crossview.training import CrossViewTraining
+from semivario_kernels import VariogramModel, binned_semivariance, fit_variogram, log_edges_km
 
 from .trees import write_cvact, write_cvusa, write_university1652, write_vigor
 
@@ -294,6 +295,37 @@ def test_two_processes_validate_as_one_evaluates(two_ranks, tmp_path, capsys):
         assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
         assert f"{name:12} {entry['value']:8.4f}" in printed
     assert result["metrics"]["ap"]["low"] < result["metrics"]["ap"]["high"]
+
+
+def test_the_semivariogram_across_the_views(two_ranks, tmp_path, capsys, monkeypatch):
+    root, run, _ = two_ranks
+    out = tmp_path / "variogram.json"
+    command = ["crossview", "variogram", str(run / "last.ckpt"), str(root), "--out", str(out)]
+    command += ["--workers", "0", "--batch-size", "5", "--device", "cpu"]
+    assert cli.main(command) == 2  # two epochs on random pictures
+    assert "semivariogram of the features: no resolvable range" in capsys.readouterr().err
+    assert not out.exists()
+
+    def smooth_in_the_place(options, trained, views):
+        latlon = views.reference_latlon
+        noise = np.random.default_rng(0).normal(scale=0.3, size=(2, len(latlon), 64))
+        turns = (latlon - latlon.mean(axis=0)) @ np.random.default_rng(1).normal(scale=6.0, size=(2, 64))
+        features = torch.from_numpy(np.cos(turns) + noise).float()
+        return features[0][views.pairs()], features[1]
+
+    monkeypatch.setattr("geoclip.commands.crossview._embed_views", smooth_in_the_place)
+    assert cli.main(command) == 0, capsys.readouterr().err
+    views = read_views("vigor-same", str(root), "train")
+    queries, references = smooth_in_the_place(None, None, views)
+    measured = binned_semivariance(
+        queries,
+        views.reference_latlon[views.pairs()],
+        other=references,
+        other_latlon=views.reference_latlon,
+        edges_km=log_edges_km(0.05, 20_000.0, 40)[1:],
+    )
+    assert VariogramModel.load(out) == fit_variogram(measured, metric="chord").model
+    assert str(out) in capsys.readouterr().out
 
 
 def test_eval_refuses_what_is_no_checkpoint(tmp_path, capsys):
