@@ -17,7 +17,7 @@ DOCUMENT = Path("docs/scale.md")
 BEGIN, END = "<!-- python -m benchmarks.scaling.plan --write -->\n", "<!-- end -->\n"
 RESULTS = Path("benchmarks/results")
 LOSS_RESULT = "cpu-2026-11-21.json"
-VARIOGRAM_RESULT = "semivariogram-cpu-2026-11-21-exact-even-bins-peak.json"
+VARIOGRAM_RESULT = "semivariogram-cpu-2026-11-21-full.json"
 
 D, E, BYTES = 512, 768, 2  # bf16
 POSITION_BYTES = 16
