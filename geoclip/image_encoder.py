@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from semivario_kernels.extras import install_command
+
 # A photo of 128 megapixels takes 400 MB to decode; a few kilobytes can claim to be one of a thousand times
 # that.
 MAX_PIXELS = 128_000_000
@@ -74,9 +76,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _import_open_clip() -> Any:
+    """open_clip, which takes 70 MB with timm: training from cached embeddings does without."""
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"an image backbone needs the module {error.name!r}: {install_command('train')}", name=error.name
+        ) from error
+    return open_clip
+
+
 def _make_known(backbone: str, config: dict[str, Any]) -> None:
     """Tell open_clip of a configuration, which it takes as a file."""
-    import open_clip
+    open_clip = _import_open_clip()
 
     missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
     if missing:
@@ -125,7 +138,7 @@ class ImageEncoder(nn.Module):
         self.pretrained = None if pretrained is None else os.fspath(pretrained)
         self.backbone_config = backbone_config
         if backbone is not None:
-            import open_clip  # with timm 70 MB, which training from cached embeddings does without
+            open_clip = _import_open_clip()
 
             if backbone_config is not None:
                 _make_known(backbone, backbone_config)
@@ -157,7 +170,7 @@ class ImageEncoder(nn.Module):
         if self.backbone is None:
             raise ValueError("this ImageEncoder has no backbone: it takes cached embeddings, not images")
         if not self._loaded:
-            import open_clip
+            open_clip = _import_open_clip()
 
             tag = open_clip.get_pretrained_cfg(self.backbone, self.pretrained) if self.pretrained else {}
             # open_clip and the hub's client log their tries; what matters comes as the error below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,7 +18,6 @@ from semivario_kernels import (
 )
 from semivario_kernels.atomic import write_atomically
 from semivario_kernels.embedding_files import read_embeddings
-from semivario_kernels.variogram import Metric
 
 
 def measure_variogram(
@@ -29,7 +29,7 @@ def measure_variogram(
     max_pairs: int | None = None,
     max_lag_km: float | None = None,
     kind: str = "stable",
-    metric: Metric = "chord",
+    metric: Literal["arc", "chord"] = "chord",
     seed: int = 0,
     progress: bool = True,
 ) -> VariogramFit:
@@ -89,6 +89,8 @@ def measure_variogram(
     return fit
 
 
-def load_variogram(out: Path, kind: str = "stable", metric: Metric = "chord") -> VariogramFit:
+def load_variogram(
+    out: Path, kind: str = "stable", metric: Literal["arc", "chord"] = "chord"
+) -> VariogramFit:
     """Fit again what `measure_variogram` measured, which takes a moment."""
     return fit_variogram(EmpiricalVariogram.load(out.with_suffix(".npz")), kind, metric=metric)
