@@ -76,7 +76,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _import_open_clip() -> Any:
+def import_open_clip() -> Any:
     """open_clip, which takes 70 MB with timm: training from cached embeddings does without."""
     try:
         import open_clip
@@ -89,7 +89,7 @@ def _import_open_clip() -> Any:
 
 def _make_known(backbone: str, config: dict[str, Any]) -> None:
     """Tell open_clip of a configuration, which it takes as a file."""
-    open_clip = _import_open_clip()
+    open_clip = import_open_clip()
 
     missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
     if missing:
@@ -138,7 +138,7 @@ class ImageEncoder(nn.Module):
         self.pretrained = None if pretrained is None else os.fspath(pretrained)
         self.backbone_config = backbone_config
         if backbone is not None:
-            open_clip = _import_open_clip()
+            open_clip = import_open_clip()
 
             if backbone_config is not None:
                 _make_known(backbone, backbone_config)
@@ -170,7 +170,7 @@ class ImageEncoder(nn.Module):
         if self.backbone is None:
             raise ValueError("this ImageEncoder has no backbone: it takes cached embeddings, not images")
         if not self._loaded:
-            open_clip = _import_open_clip()
+            open_clip = import_open_clip()
 
             tag = open_clip.get_pretrained_cfg(self.backbone, self.pretrained) if self.pretrained else {}
             # open_clip and the hub's client log their tries; what matters comes as the error below

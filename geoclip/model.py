@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from geoclip import release
 from geoclip.coordinates import check_latlon
-from geoclip.image_encoder import ImageEncoder, read_image
+from geoclip.image_encoder import ImageEncoder, import_open_clip, read_image
 from geoclip.location_encoder import LocationEncoder
 from geoclip.upstream import fetch_upstream, read_gallery
 
@@ -279,9 +279,7 @@ def _image_encoder(tensors: dict[str, Tensor], config: dict[str, Any]) -> ImageE
 
 
 def _has_backbone(named: dict[str, Any]) -> bool:
-    import open_clip
-
-    return named.get("config") is not None or open_clip.get_model_config(named["model"]) is not None
+    return named.get("config") is not None or import_open_clip().get_model_config(named["model"]) is not None
 
 
 def _official(path: os.PathLike[str]) -> Any:
