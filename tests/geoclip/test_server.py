@@ -52,7 +52,14 @@ def arguments(folder):
 def start(folder, *options):
     """The process and the address that it prints."""
     command = [sys.executable, "-m", "geoclip", "serve", "--port", "0", *arguments(folder), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts background jobs with SIGINT ignored, and the tests may be one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     line = process.stdout.readline()
     if not line.startswith("http"):
         process.kill()
