@@ -34,8 +34,13 @@ def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
         raise OSError(str(error)) if cause is None else cause from error
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint of `geoclip fit`, memory-mapped.
+_NEEDED = ("state_dict", "hyper_parameters", "embedding_info", "max_steps", "accumulate_grad_batches")
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], command: str = "geoclip fit", needed: tuple[str, ...] = _NEEDED
+) -> dict[str, Any]:
+    """Read a checkpoint of a command, memory-mapped; `needed` is what it holds.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,9 +52,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each raise their own on a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{os.fspath(path)} is no checkpoint of `geoclip fit`: {reason}") from error
-    needed = ("state_dict", "hyper_parameters", "embedding_info", "max_steps", "accumulate_grad_batches")
+        raise ValueError(f"{os.fspath(path)} is no checkpoint of `{command}`: {reason}") from error
     missing = [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]
     if missing:
-        raise ValueError(f"{os.fspath(path)} is no checkpoint of `geoclip fit`: it has no {missing[0]}")
+        raise ValueError(f"{os.fspath(path)} is no checkpoint of `{command}`: it has no {missing[0]}")
     return dict(checkpoint)

@@ -1,4 +1,4 @@
-"""The one check of coordinates that come from a user's file."""
+"""Coordinates in degrees: the one check of those that come from a user's file, and their directions."""
 
 from __future__ import annotations
 
@@ -35,3 +35,10 @@ def check_latlon(latlon: np.ndarray, source: str) -> None:
         f"{source}: row {row + 1} has latitude {latitude:g}, longitude {longitude:g}; wanted finite degrees, "
         f"latitude within ±90, longitude within ±360" + hint
     )
+
+
+def unit_vectors(latlon: np.ndarray) -> np.ndarray:
+    """(…, 3) float64 directions of (…, 2) latitudes and longitudes in degrees."""
+    latitude, longitude = np.moveaxis(np.radians(latlon), -1, 0)
+    along = np.cos(latitude)
+    return np.stack([along * np.cos(longitude), along * np.sin(longitude), np.sin(latitude)], axis=-1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from geoclip.coordinates import check_latlon
+from geoclip.coordinates import check_latlon, unit_vectors
 from semivario_kernels import EARTH_RADIUS_KM
 
 GEOSCORE_MAXIMUM = 5000.0
@@ -245,17 +245,10 @@ def _with_interval(value: FloatArray, resampled: FloatArray, confidence: float) 
 
 
 def _distance_km(a: FloatArray, b: FloatArray) -> FloatArray:
-    p, q = _unit_vectors(a), _unit_vectors(b)
+    p, q = unit_vectors(a), unit_vectors(b)
     chord, other_chord = np.linalg.norm(p - q, axis=1), np.linalg.norm(p + q, axis=1)
     distance: FloatArray = 2 * EARTH_RADIUS_KM * np.arctan2(chord, other_chord)
     return distance
-
-
-def _unit_vectors(latlon: FloatArray) -> FloatArray:
-    latitude, longitude = np.radians(latlon).T
-    return np.stack(
-        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=1
-    )
 
 
 def _float64(name: str, value: ArrayLike | torch.Tensor) -> FloatArray:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from geoclip.coordinates import unit_vectors
 from semivario_kernels import EARTH_RADIUS_KM, VariogramModel
 
 # of the most probable places: 64 gave the accuracy of 128 on the field and the synthetic world
@@ -35,10 +36,7 @@ def order_by_support(
     Returns:
         (n, K) positions among the candidates.
     """
-    latitude, longitude = torch.from_numpy(np.radians(latlon)).unbind(2)
-    directions = torch.stack(
-        [latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], dim=2
-    )
+    directions = torch.from_numpy(unit_vectors(latlon))
     probability = (logit_scale * torch.from_numpy(similarity).double()).softmax(dim=1)
     n, candidates = similarity.shape
     order = np.empty((n, candidates), dtype=np.int64)

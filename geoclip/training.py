@@ -215,6 +215,8 @@ class GeoCLIPTraining(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Log what the sampler's epoch covers, at its first batch."""
+        if not self.trainer.is_global_zero:  # the batches are those of all ranks
+            return
         step = self.global_step * self.trainer.accumulate_grad_batches + len(self._arrived)
         coverage = getattr(self.trainer.datamodule, "coverage", None)  # type: ignore[attr-defined]
         cover = None if coverage is None else coverage(step)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geoclip.commands.options import DEFAULTS, Commands, add_device, choose_device
+from geoclip.commands.options import (
+    DEFAULTS,
+    Commands,
+    add_device,
+    check_at_least,
+    choose_device,
+    say_trained,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +72,7 @@ def run_fit(arguments: list[str]) -> None:
     """
     from geoclip.crossview.fit import fit
 
-    checkpoint = fit(arguments)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
-        print(f"trained: {checkpoint}")
+    say_trained(fit(arguments))
 
 
 def run_variogram(options: argparse.Namespace) -> None:
@@ -77,7 +81,7 @@ def run_variogram(options: argparse.Namespace) -> None:
     from geoclip.crossview.evaluation import load_trained
     from geoclip.crossview.mining import cross_variogram
 
-    _check_at_least(options, batch_size=1, workers=0)
+    check_at_least(options, batch_size=1, workers=0)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = load_trained(options.checkpoint)
@@ -99,7 +103,7 @@ def run_eval(options: argparse.Namespace) -> None:
     from geoclip.crossview.evaluation import intervals, load_trained, rank_views
     from semivario_kernels.atomic import write_atomically
 
-    _check_at_least(options, bootstrap=1, batch_size=1, workers=0)
+    check_at_least(options, bootstrap=1, batch_size=1, workers=0)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = load_trained(options.checkpoint)
@@ -121,13 +125,6 @@ def run_eval(options: argparse.Namespace) -> None:
     for name, entry in metrics.items():
         print(f"{name:12} {entry['value']:8.4f}   [{entry['low']:.4f}, {entry['high']:.4f}]")
     print(f"{len(queries):,} queries, {len(references):,} references of {split}; written to {out}")
-
-
-def _check_at_least(options: argparse.Namespace, **least: int) -> None:
-    """ValueError names an option that is too small, before the long work."""
-    for name, low in least.items():
-        if (value := getattr(options, name)) < low:
-            raise ValueError(f"--{name.replace('_', '-')}: wanted at least {low}, got {value}")
 
 
 def _embed_views(

@@ -15,6 +15,7 @@ from geoclip.commands.options import (
     add_device,
     add_gallery,
     add_support,
+    check_at_least,
     choose_device,
     gallery_cache,
     support_variogram,
@@ -58,8 +59,7 @@ def run(options: argparse.Namespace) -> None:
     from geoclip.weights import load_weights
     from semivario_kernels.atomic import write_atomically
 
-    if options.bootstrap < 1:  # before the long work, like the folder
-        raise ValueError(f"--bootstrap: wanted at least 1, got {options.bootstrap}")
+    check_at_least(options, bootstrap=1)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     test = EmbeddingStore.open(options.test)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from geoclip.commands.options import Commands
+from geoclip.commands.options import Commands, say_trained
 
 
 def add_parser(commands: Commands) -> None:
@@ -20,6 +18,4 @@ def run(arguments: list[str]) -> None:
     """
     from geoclip.fit import fit
 
-    checkpoint = fit(arguments)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
-        print(f"trained: {checkpoint}")
+    say_trained(fit(arguments))

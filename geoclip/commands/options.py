@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -93,6 +94,19 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     add_choice_of_weights(parser)
     parser.add_argument("--backbone", help="overrides the one that the checkpoint names")
     parser.add_argument("--pretrained", help="overrides the one that the checkpoint names")
+
+
+def check_at_least(options: argparse.Namespace, **least: int) -> None:
+    """ValueError names an option that is too small, before the long work."""
+    for name, low in least.items():
+        if (value := getattr(options, name)) < low:
+            raise ValueError(f"--{name.replace('_', '-')}: wanted at least {low}, got {value}")
+
+
+def say_trained(checkpoint: Path) -> None:
+    """Name what a training wrote, in the first of its processes."""
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
+        print(f"trained: {checkpoint}")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from geoclip.commands.options import (
     add_gallery,
     add_support,
     add_weights,
+    check_at_least,
     choose_device,
     gallery_cache,
     support_variogram,
@@ -69,8 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from geoclip.weights import load_weights
     from semivario_kernels.atomic import write_atomically
 
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size: wanted at least 1, got {options.batch_size}")
+    check_at_least(options, batch_size=1)
     if options.density is not None and options.format == "csv":
         raise ValueError("--density: wanted --format json or geojson, which have a map, got csv")
     variogram = support_variogram(options)

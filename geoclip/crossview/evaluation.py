@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from geoclip.checkpoint import read_checkpoint
 from geoclip.crossview.model import CrossViewEncoder
 from geoclip.crossview.retrieval import Ranked, rank_references
 from geoclip.crossview.views import CrossViews
@@ -33,19 +34,17 @@ def load_trained(checkpoint: str | os.PathLike[str]) -> Trained:
         FileNotFoundError: there is no such file.
         ValueError: it is something else, or damaged.
     """
-    path = os.fspath(checkpoint)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+    command = "geoclip crossview fit"
+    needed = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
+    saved = read_checkpoint(checkpoint, command, needed)
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         encoder = CrossViewEncoder(saved["hyper_parameters"]["backbone"], pretrained=False)
         weights = {name: value for name, value in saved["state_dict"].items() if name.startswith(_ENCODER)}
         encoder.load_state_dict({name.removeprefix(_ENCODER): value for name, value in weights.items()})
-        data = dict(saved["datamodule_hyper_parameters"])
-    except Exception as error:  # pickle, zip and torch each raise their own on a damaged file
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} is no checkpoint of `geoclip crossview fit`: {reason}") from error
-    return Trained(encoder.float().eval(), data)
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:  # weights of another architecture
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{os.fspath(checkpoint)} is no checkpoint of this `{command}`: {reason}") from error
+    return Trained(encoder.float().eval(), dict(saved["datamodule_hyper_parameters"]))
 
 
 @torch.inference_mode()

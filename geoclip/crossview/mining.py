@@ -69,13 +69,11 @@ def cross_variogram(
         ValueError: there are no pairs of places apart, or the features hold no resolvable range.
         RuntimeError: the fit failed.
     """
-    places = (torch.from_numpy(latlon).to(queries.device) for latlon in (query_latlon, reference_latlon))
-    query_places, reference_places = places
     measured = binned_semivariance(
         queries,
-        query_places,
+        torch.from_numpy(query_latlon).to(queries.device),
         other=references,
-        other_latlon=reference_places,
+        other_latlon=torch.from_numpy(reference_latlon).to(queries.device),
         edges_km=_EDGES_KM,
         max_pairs=_PAIRS,
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from geoclip.coordinates import unit_vectors
 from semivario_kernels import EARTH_RADIUS_KM
 
 MEASURED_BATCHES = 64  # of an epoch, evenly spaced: distances within a batch grow with its square
@@ -37,13 +38,8 @@ def coverage(batches: NDArray[np.integer], rows: int, latlon: NDArray[np.float64
     if latlon is not None:
         if len(latlon) != rows:
             raise ValueError(f"latlon: wanted {rows} rows, got {len(latlon)}")
-        radians = np.radians(latlon)
-        along = np.cos(radians[:, 0])
-        p = np.stack(
-            [along * np.cos(radians[:, 1]), along * np.sin(radians[:, 1]), np.sin(radians[:, 0])], axis=1
-        )
         measured = batches[:: -(-len(batches) // MEASURED_BATCHES)]
-        nearest_km = float(np.mean([_nearest_km(p[batch]) for batch in measured]))
+        nearest_km = float(np.mean([_nearest_km(unit_vectors(latlon[batch])) for batch in measured]))
     return Coverage(len(batches), distinct, rows - distinct, nearest_km)
 
 

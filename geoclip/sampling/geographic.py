@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from geoclip.coordinates import check_latlon
+from geoclip.coordinates import check_latlon, unit_vectors
 
 Table = NDArray[np.int32]
 
@@ -39,7 +39,9 @@ def geographic_neighbours(latlon: NDArray[np.float64], k: int = 128, *, workers:
     if not 2 <= len(latlon) < 2**31:
         raise ValueError(f"latlon: wanted at least 2 and fewer than 2³¹ places, got {len(latlon)}")
     # many photos may share a place; the tree holds each place once
-    vectors, place, counts = np.unique(_unit_vectors(latlon), axis=0, return_inverse=True, return_counts=True)
+    vectors, place, counts = np.unique(
+        _place_vectors(latlon), axis=0, return_inverse=True, return_counts=True
+    )
     rows = np.argsort(place.reshape(-1), kind="stable").astype(np.int32)  # by place, then by index
     first = np.concatenate(([0], np.cumsum(counts)))
     tree = cKDTree(vectors)
@@ -95,11 +97,10 @@ def _ranges(start: NDArray[np.intp], counts: NDArray[np.intp]) -> NDArray[np.int
     return np.repeat(start - before, counts) + np.arange(counts.sum())
 
 
-def _unit_vectors(latlon: NDArray[np.float64]) -> NDArray[np.float64]:
+def _place_vectors(latlon: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N, 3) float64; the same place written differently (±180°, a pole) gets the same numbers."""
-    latitude = np.radians(latlon[:, 0].astype(np.float64))
-    degrees = np.remainder(latlon[:, 1].astype(np.float64) + 180, 360) - 180
-    longitude = np.radians(np.where(np.abs(latlon[:, 0]) == 90, 0.0, degrees))
-    along = np.cos(latitude)
-    vectors = np.stack([along * np.cos(longitude), along * np.sin(longitude), np.sin(latitude)], axis=1)
+    latitude = latlon[:, 0].astype(np.float64)
+    longitude = np.remainder(latlon[:, 1].astype(np.float64) + 180, 360) - 180
+    longitude[np.abs(latitude) == 90] = 0.0
+    vectors: NDArray[np.float64] = unit_vectors(np.column_stack([latitude, longitude]))
     return vectors + 0.0  # -0.0 becomes 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -50,14 +51,15 @@ def make_bin_table(squared_chord_edges: npt.NDArray[np.float64]) -> BinTable:
     edges_km = 2 * EARTH_RADIUS_KM * np.arcsin(half_chord)
     shortest_km = max(edges_km[edges_km > 0][0] * (1 - 1e-5), 1e-30)
     best, fewest = (0.0, MANTISSA_BITS), np.inf
-    for shift in range(MANTISSA_BITS, -1, -1):
-        for offset in (0.0, EQUAL_WIDTH):
-            start = offset if offset else shortest_km
-            if (_bits(FARTHEST_KM + offset) - _bits(start)) >> shift >= MOST_CELLS:
-                continue
-            share = _share_near_edges(edges_km, offset, shift)
-            if fewest >= FEW_NEAR_EDGES and share < fewest:
-                best, fewest = (offset, shift), share
+    for shift, offset in product(range(MANTISSA_BITS, -1, -1), (0.0, EQUAL_WIDTH)):
+        start = offset if offset else shortest_km
+        if (_bits(FARTHEST_KM + offset) - _bits(start)) >> shift >= MOST_CELLS:
+            continue
+        share = _share_near_edges(edges_km, offset, shift)
+        if share < fewest:
+            best, fewest = (offset, shift), share
+        if fewest < FEW_NEAR_EDGES:
+            break
     return _table(squared_chord_edges, shortest_km if best[0] == 0 else 0.0, *best)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -92,7 +93,11 @@ class Places:
     ) -> None:
         self.embeddings, self.index, self.axes = embeddings, index, axes
         self.inverse_norm, self.block = inverse_norm, block
-        self.caps = TileCaps(axes)
+
+    @cached_property
+    def caps(self) -> TileCaps:
+        """Of the places' tiles; only a walk of limited reach asks for them."""
+        return TileCaps(self.axes)
 
     def __len__(self) -> int:
         return len(self.index)
