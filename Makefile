@@ -1,5 +1,11 @@
 # Every target makes .venv itself. The third-party packages of requirements.lock are installed once per
 # version of that file into a shared cache, which a thin .venv in the checkout sees through a .pth file.
+#
+# DEMO_FLAGS, TEST_FLAGS and BENCH_FLAGS, on make's command line or in the environment, are handed on to what
+# demo, test and bench run:
+#   make demo DEMO_FLAGS='--places 2000 --held-out 200 --steps 20'    (geoclip demo --help)
+#   make test TEST_FLAGS='tests/test_readme.py -k bench'              (pytest --help)
+#   make bench BENCH_FLAGS='loss --quick'                             (python -m benchmarks --help)
 
 PYTHON ?= python3
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semivario-kernels
@@ -12,12 +18,12 @@ RUN := .venv/bin/python -m
 .PHONY: demo test lint bench aot docs gpu sanitize wheels compat lock clean
 
 demo: $(VENV_READY)
-	$(RUN) geoclip demo
+	$(RUN) geoclip demo $(DEMO_FLAGS)
 
 # one process per core, with one thread each; "worksteal" leaves a file's tests together, so that what they share is
 # made once
 test: $(VENV_READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal $(TEST_FLAGS)
 
 lint: $(VENV_READY)
 	$(RUN) ruff check
@@ -25,7 +31,7 @@ lint: $(VENV_READY)
 	$(RUN) mypy
 
 bench: $(VENV_READY)
-	$(RUN) benchmarks
+	$(RUN) benchmarks $(BENCH_FLAGS)
 
 # every Triton kernel that ships, compiled for sm_80, sm_90 and sm_100; needs no GPU
 aot: $(VENV_READY)

@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.neighbors import BallTree
-from torch import nn
 
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.field import write_field_world
@@ -34,6 +33,7 @@ from geoclip.lightning_command import CHECKPOINT
 from geoclip.measure import load_variogram, measure_variogram
 from geoclip.metrics import Metrics, compare_metrics, geolocation_metrics, great_circle_km
 from geoclip.report import write_report
+from geoclip.upstream import read_gallery
 from semivario_kernels import VariogramFit, VariogramModel, log_edges_km
 from semivario_kernels.atomic import write_atomically
 
@@ -67,22 +67,20 @@ def run_demo(
     out: Path,
     *,
     steps: int | None = None,
+    places: int | None = None,
     held_out: int = 4000,
     noise: float = 0.8,
     seed: int = 0,
-    encoder: nn.Module | None = None,
-    gallery: ArrayLike | None = None,
 ) -> None:
     """Make the data, fit the semivariogram, train, evaluate, and write `metrics.json` and `report.html`.
 
     Args:
         out: folder for all of it. What is there already is not made again.
         steps: training steps of each run; by default those of the shipped settings.
+        places: how many of the official 100,000 coordinates, from the first on; all by default.
         held_out: places that only the evaluation sees.
         noise: length of the noise on the unit embeddings.
         seed: of everything random.
-        encoder: the field in place of the official location encoder's, as in `write_field_world`.
-        gallery: (n, 2) degrees in place of the official 100,000 coordinates.
 
     Raises:
         ValueError: a bad argument, or `out` holds a demo made with others.
@@ -92,12 +90,14 @@ def run_demo(
     """
     if steps is not None and steps < 1:
         raise ValueError(f"steps: wanted at least 1, got {steps}")
+    if places is not None and places < 1:
+        raise ValueError(f"places: wanted at least 1, got {places}")
     out.mkdir(parents=True, exist_ok=True)
     shared = yaml.safe_load(SETTINGS.read_text())
     seconds = _Stopwatch(out / "timing.json")
     with seconds("data"):
         train, test = write_field_world(
-            out / "world", noise=noise, held_out=held_out, seed=seed, encoder=encoder, gallery=gallery
+            out / "world", noise=noise, held_out=held_out, seed=seed, gallery=read_gallery()[:places]
         )
     with seconds("semivariogram"):
         fit = _variogram(train, out / "variogram.json", seed)
@@ -108,8 +108,8 @@ def run_demo(
     with seconds("training"):
         _train(out, train, shared["trainer"]["max_steps"] if steps is None else steps, seed)
     with seconds("evaluation", again=True):
-        places = np.load(out / "world" / "gallery.npy")
-        predicted = {run: _predict(out / folder, test, places) for run, (folder, _) in RUNS.items()}
+        gallery = np.load(out / "world" / "gallery.npy")
+        predicted = {run: _predict(out / folder, test, gallery) for run, (folder, _) in RUNS.items()}
         metrics = {run: geolocation_metrics(latlon, test.latlon) for run, latlon in predicted.items()}
         first, *_, last = predicted
         comparison = compare_metrics(predicted[first], predicted[last], test.latlon)
@@ -131,7 +131,7 @@ def run_demo(
         comparison=comparison,
         true_latlon=test.latlon,
         predicted=predicted,
-        gallery_latlon=places,
+        gallery_latlon=gallery,
         pairs=_pairs(train, fit.model, seed),
         hyperparameters={
             **dict(load_trained(out / RUNS[last][0] / CHECKPOINT).hparams),
@@ -211,6 +211,7 @@ def _start(run: str, out: Path, train: EmbeddingStore, steps: int, seed: int) ->
         "config": SETTINGS,
         "out": out / folder,
         "trainer.max_steps": steps,
+        "trainer.log_every_n_steps": min(10, steps),  # a run without a logged step has no curve
         "data.train": train.path,
         "model.variogram": out / "variogram.json",
         "model.seed": seed,

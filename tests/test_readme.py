@@ -1,7 +1,6 @@
 """README's Python and its commands run as they stand there."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -14,31 +13,43 @@ from geoclip.cli import main
 from semivario_kernels import EmpiricalVariogram, VariogramModel
 
 from .geoclip.rendered_photos import render_photos
-
-README = Path(__file__).parents[1] / "README.md"
+from .readme_commands import README, ROOT, SHELL_LINES, run_make_line, run_shell_line, shell_line
 
 
 def test_every_block_is_run():
-    """By the tests below, by test_release.py, or as a target of the Makefile, which has tests of its own."""
-    text = README.read_text()
-    languages = re.findall(r"^```(\w+)$", text, re.MULTILINE)
-    assert set(languages) == {"bash", "python"}
-    assert languages.count("python") == 1
-    (targets,) = re.findall(r"^\.PHONY: (.*)$", (README.parent / "Makefile").read_text(), re.MULTILINE)
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.splitlines():
-            command = shlex.split(line, comments=True)
-            known = (
-                command[0] == "geoclip"
-                or command[:2] == ["pip", "install"]
-                or command[:3] == ["python", "-m", "semivario_kernels"]
-                or (command[0] == "make" and command[1] in targets.split())
-            )
-            assert known, line
+    """By the tests below, or, each by its own file's, the demo and the installation."""
+    assert set(re.findall(r"^```(\w+)$", README, re.MULTILINE)) == {"bash", "python"}
+    assert README.count("```python\n") == 1
+    run_below = ("geoclip ", "make test ", "make bench", "python -m semivario_kernels variogram ")
+    run_elsewhere = {"make demo ": "geoclip/test_demo.py", "pip install ": "test_release.py"}
+    for start, file in run_elsewhere.items():
+        assert f'shell_line("{start.strip()}' in (Path(__file__).parent / file).read_text()
+    for line in SHELL_LINES:
+        assert line.startswith((*run_below, *run_elsewhere)), line
+
+
+def test_make_test_runs():
+    printed = run_make_line(
+        shell_line("make test"), TEST_FLAGS="tests/test_architecture.py", PYTEST_XDIST_AUTO_NUM_WORKERS="1"
+    )
+    tests = (ROOT / "tests" / "test_architecture.py").read_text().count("\ndef test_")
+    assert re.search(rf"=+ {tests} passed in ", printed)
+
+
+def test_make_bench_runs(tmp_path):
+    flags = f"loss --quick --seconds 0 --only forward mean --out {tmp_path}"
+    printed = run_make_line(shell_line("make bench"), BENCH_FLAGS=flags)
+    (file,) = tmp_path.glob("cpu-*-quick-forward-mean.json")
+    rows = json.loads(file.read_text())["times"]
+    assert {(row["case"], row["right"]) for row in rows if row["role"] == "ours"} == {
+        ("forward", True),
+        ("mean", True),
+    }
+    assert file.with_suffix(".md").read_text() in printed
 
 
 def test_the_import_example_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     run = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     loss, *backends = run.stdout.splitlines()
@@ -47,7 +58,6 @@ def test_the_import_example_runs():
 
 
 def test_the_command_of_the_semivariogram_runs(tmp_path):
-    (line,) = re.findall(r"^python (-m semivario_kernels variogram .*)$", README.read_text(), re.MULTILINE)
     generator = np.random.default_rng(0)
     latlon = generator.uniform((-70, -180), (70, 180), (500, 2))
     # alike where places are near, with noise
@@ -55,14 +65,7 @@ def test_the_command_of_the_semivariogram_runs(tmp_path):
     np.save(tmp_path / "embeddings.npy", embeddings + 0.3 * generator.normal(size=embeddings.shape))
     places = tmp_path / "places.csv"
     np.savetxt(places, latlon, delimiter=",", header="latitude,longitude", comments="")
-    run = subprocess.run(
-        [sys.executable, *shlex.split(line)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(README.parent)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    run_shell_line(shell_line("python -m semivario_kernels variogram"), cwd=tmp_path, PYTHONPATH=ROOT)
     assert EmpiricalVariogram.load(tmp_path / "variogram.npz").counts.sum() == 500 * 499 // 2
     assert VariogramModel.load(tmp_path / "variogram.json").kind == "stable"
     assert (tmp_path / "variogram.png").stat().st_size > 10_000
@@ -70,8 +73,7 @@ def test_the_command_of_the_semivariogram_runs(tmp_path):
 
 def test_the_training_commands_run(tmp_path, monkeypatch, capsys):
     """As they stand, but for a tiny model with random weights in the place of the official one."""
-    block = re.search(r"```bash\n(geoclip embed.*?)```", README.read_text(), re.DOTALL)
-    lines = [shlex.split(line, comments=True)[1:] for line in block[1].splitlines()]
+    lines = [shlex.split(line, comments=True)[1:] for line in SHELL_LINES if line.startswith("geoclip ")]
     monkeypatch.chdir(tmp_path)
     Path("readme-tiny.json").write_text(
         json.dumps(

@@ -22,6 +22,7 @@ def add_parser(commands: Commands) -> None:
         "--out", default="runs/demo", help="folder for data, checkpoints, metrics.json, report.html"
     )
     demo.add_argument("--steps", type=int, help="training steps; those of the shipped settings if left out")
+    demo.add_argument("--places", type=int, help="only the first so many coordinates, for a quick look")
     demo.add_argument("--held-out", type=int, default=4000, help="places held out for the evaluation")
     demo.add_argument("--noise", type=float, default=0.8, help="length of the noise on the unit embeddings")
     demo.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
     run_demo(
         Path(options.out),
         steps=options.steps,
+        places=options.places,
         held_out=options.held_out,
         noise=options.noise,
         seed=options.seed,

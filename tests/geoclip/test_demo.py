@@ -5,27 +5,28 @@ import pytest
 import torch
 
 from geoclip.demo import RUNS, run_demo
-from geoclip.location_encoder import LocationEncoder
+from geoclip.embedding_store import EmbeddingStore
 from geoclip.metrics import THRESHOLDS_KM
+from geoclip.upstream import UpstreamUnavailable, fetch_upstream
 from semivario_kernels import EmpiricalVariogram, VariogramModel
 
-from .rendered_photos import random_latlon
+from ..readme_commands import run_make_line, shell_line
 
-PLACES, HELD_OUT, STEPS = 1000, 60, 12
-
-
-@pytest.fixture(scope="module")
-def world():
-    torch.manual_seed(1)
-    # one smooth scale: its field has a range, and a random encoder's features carry it
-    encoder = LocationEncoder([2.0], from_pretrained=False, width=64, output_dim=64)
-    return {"encoder": encoder, "gallery": random_latlon(PLACES), "held_out": HELD_OUT}
+PLACES, HELD_OUT, STEPS = 1000, 60, 5
+SMALL = {"places": PLACES, "held_out": HELD_OUT, "steps": STEPS}
 
 
 @pytest.fixture(scope="module")
-def demo(world, tmp_path_factory):
+def demo(tmp_path_factory):
+    """README's line, on the official location encoder's field, but small."""
+    try:
+        fetch_upstream()
+    except UpstreamUnavailable as error:
+        pytest.skip(str(error))
     out = tmp_path_factory.mktemp("runs") / "demo"
-    run_demo(out, steps=STEPS, **world)
+    flags = f"--out {out} --places {PLACES} --held-out {HELD_OUT} --steps {STEPS}"
+    printed = run_make_line(shell_line("make demo"), DEMO_FLAGS=flags)
+    assert f"report:  {out / 'report.html'}" in printed
     return out
 
 
@@ -50,7 +51,8 @@ def test_metrics_and_report_are_written(demo):
 
 def test_the_semivariogram_saw_training_places_only(demo):
     empirical = EmpiricalVariogram.load(demo / "variogram.npz")
-    n = PLACES - HELD_OUT
+    n = len(EmbeddingStore.open(demo / "world" / "train"))
+    assert PLACES - 2 * HELD_OUT < n <= PLACES - HELD_OUT
     assert empirical.counts.sum() <= n * (n - 1) // 2
     assert empirical.counts.sum() > 0.99 * n * (n - 1) // 2
     model = VariogramModel.load(demo / "variogram.json")
@@ -73,14 +75,14 @@ def test_the_runs_share_their_start_and_differ_in_policy(demo):
     assert not torch.equal(plain["state_dict"][weight], explained["state_dict"][weight])
 
 
-def test_a_stopped_demo_goes_on(demo, world):
+def test_a_stopped_demo_goes_on(demo):
     before = (demo / "metrics.json").read_text()
     checkpoints = {folder: (demo / folder / "last.ckpt") for folder, _ in RUNS.values()}
     written = {folder: file.stat().st_mtime_ns for folder, file in checkpoints.items()}
     weights = torch.load(checkpoints["explained"], weights_only=True)["state_dict"]
     checkpoints["explained"].unlink()  # as if it had been stopped while this run trained
     (demo / "metrics.json").unlink()
-    run_demo(demo, steps=STEPS, **world)
+    run_demo(demo, **SMALL)
     again = torch.load(checkpoints["explained"], weights_only=True)["state_dict"]
     for name, tensor in weights.items():
         if isinstance(tensor, torch.Tensor):
@@ -91,11 +93,11 @@ def test_a_stopped_demo_goes_on(demo, world):
     assert runs[0] == runs[1]
 
 
-def test_other_settings_are_refused(demo, world):
-    with pytest.raises(ValueError, match=f"steps: .*holds a demo of {STEPS} steps, got 5"):
-        run_demo(demo, steps=5, **world)
+def test_other_settings_are_refused(demo):
+    with pytest.raises(ValueError, match=f"steps: .*holds a demo of {STEPS} steps, got 6"):
+        run_demo(demo, **{**SMALL, "steps": 6})
     with pytest.raises(ValueError, match="noise"):
-        run_demo(demo, steps=STEPS, noise=0.1, **world)
+        run_demo(demo, noise=0.1, **SMALL)
     with pytest.raises(ValueError, match="held_out"):
-        run_demo(demo, steps=STEPS, **{**world, "held_out": 5000})
+        run_demo(demo, **{**SMALL, "held_out": 5000})
     assert np.isfinite(json.loads((demo / "metrics.json").read_text())["seconds"]["training"])
