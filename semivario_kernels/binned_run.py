@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -78,7 +80,7 @@ class RunState:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 values = dict(archive)
-        except (ValueError, EOFError) as error:
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"checkpoint: {path} does not hold a run: {error}") from error
         if str(values.get("fingerprint")) != fingerprint:
             raise ValueError(

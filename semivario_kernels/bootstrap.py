@@ -38,7 +38,7 @@ class VariogramDraws:
     seed: int
 
     def band(self, level: float = 0.95) -> Floats:
-        """Pointwise percentile band, (2, K): between its rows lie `level` of the draws."""
+        """Pointwise percentile band, (2, K): between its rows lie `level` of the draws, in (0, 1]."""
         return _percentiles(self.gamma, level)
 
 
@@ -74,7 +74,7 @@ class FitDraws:
         return {name: _percentiles(np.array(column), level) for name, column in values.items()}
 
     def band(self, h_km: Floats, level: float = 0.95) -> Floats:
-        """Pointwise percentile band of the fitted γ at (n,) great-circle distances, (2, n)."""
+        """Pointwise percentile band of the fitted γ at (n,) great-circle distances in km, (2, n)."""
         return _percentiles(np.stack([model(h_km) for model in self.models]), level)
 
 

@@ -38,7 +38,8 @@ def cosine_dissimilarity(x: ArrayLike, y: ArrayLike | None = None, *, backend: s
         where NumPy came in. A zero vector has dissimilarity 1 to everything.
 
     Raises:
-        ValueError: empty inputs, shapes that do not agree, different devices or dtypes.
+        ValueError: empty inputs, shapes that do not agree, different devices or dtypes, a backend that is
+            unknown or cannot run.
     """
     from semivario_kernels import backends
 

@@ -17,6 +17,11 @@ SAMPLED_PAIRS = 1_000_000
 def log_edges_km(first_km: float, last_km: float, bins: int) -> Floats:
     """Bin edges 0, first_km, …, last_km: one bin from 0, and `bins` − 1 of equal ratio above it.
 
+    Args:
+        first_km: end of the first bin, km.
+        last_km: end of the last bin, km.
+        bins: number of bins.
+
     Returns:
         (bins+1,) float64 km.
 
@@ -33,7 +38,18 @@ def log_edges_km(first_km: float, last_km: float, bins: int) -> Floats:
 
 
 def even_edges_km(last_km: float, bins: int) -> Floats:
-    """Bin edges 0 … last_km of equal width: (bins+1,) float64 km; ValueError for bad arguments."""
+    """Bin edges 0 … last_km of equal width.
+
+    Args:
+        last_km: end of the last bin, km.
+        bins: number of bins.
+
+    Returns:
+        (bins+1,) float64 km.
+
+    Raises:
+        ValueError: last_km is not above 0, or no bin.
+    """
     check_number("last_km", last_km, low=0, open_low=True)
     if bins < 1:
         raise ValueError(f"bins: wanted at least 1, got {bins}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +58,14 @@ class EmpiricalVariogram:
     blocks: BlockSums | None = None
 
     def merge(self, other: EmpiricalVariogram) -> EmpiricalVariogram:
-        """Return the semivariogram of both sets of pairs; Matheron with equal edges only, else ValueError."""
+        """Return the semivariogram of both sets of pairs, without `blocks`, `fraction` and `seed`.
+
+        Args:
+            other: a Matheron estimate with equal edges, of other pairs.
+
+        Raises:
+            ValueError: another estimator, here or there, or other edges.
+        """
         if self.estimator != "matheron" or other.estimator != "matheron":
             raise ValueError(
                 f"other: only matheron estimates keep sums, got {self.estimator} and {other.estimator}"
@@ -81,7 +90,7 @@ class EmpiricalVariogram:
         return sum_h, sum_d, sum_d2
 
     def save(self, path: str | Path) -> None:
-        """Write everything to a .npz file."""
+        """Write everything to a .npz file, by the name given; OSError where it cannot be written."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["seed"] = -1 if self.seed is None else self.seed
         blocks = values.pop("blocks")
@@ -94,7 +103,12 @@ class EmpiricalVariogram:
 
     @classmethod
     def load(cls, path: str | Path) -> EmpiricalVariogram:
-        """Read what `save` wrote; ValueError names the file where it is not one."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is something else; the message names it.
+            OSError: it cannot be read.
+        """
         try:
             with np.load(path, allow_pickle=False) as archive:
                 names = [field.name for field in fields(cls) if field.name not in ("fraction", "blocks")]
@@ -103,7 +117,7 @@ class EmpiricalVariogram:
                     values["fraction"] = archive["fraction"]
                 if "block_counts" in archive:
                     values["blocks"] = BlockSums(archive["block_counts"], archive["block_sums"])
-        except (KeyError, ValueError, EOFError) as error:
+        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: not an empirical semivariogram: {error}") from error
         seed = int(values["seed"])
         values.update(
@@ -115,13 +129,33 @@ class EmpiricalVariogram:
         return cls(**values)
 
     def bootstrap(self, draws: int = 200, *, seed: int = 0) -> VariogramDraws:
-        """Draw semivariograms of places drawn anew, for bands; see `bootstrap_variogram`."""
+        """Draw semivariograms by weighing spatial blocks of places at random (Rubin, 1981), for bands.
+
+        Args:
+            draws: how many, at least 2.
+            seed: seed of the weights.
+
+        Returns:
+            `gamma`, (draws, K), and `band(level=0.95)`, a (2, K) percentile band.
+
+        Raises:
+            ValueError: fewer than 8 spatial blocks, as of few places and after `merge`; another estimator
+                than Matheron's; too few draws.
+        """
         from semivario_kernels.bootstrap import bootstrap_variogram
 
         return bootstrap_variogram(self, draws, seed=seed)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the points, sized by their number of pairs, on a logarithmic lag axis."""
+        """Draw the points, sized by their number of pairs, on a logarithmic axis of km.
+
+        Args:
+            ax: matplotlib Axes to draw into; None makes a new pyplot figure.
+
+        Raises:
+            ImportError: matplotlib is not installed; names the extra that brings it.
+            ValueError: no bin holds a pair at a distance above 0.
+        """
         from semivario_kernels.variogram_plot import plot_variogram
 
         return plot_variogram(self, None, ax)

@@ -47,7 +47,8 @@ class VariogramFit:
         r2: weighted R², 1 − Σw·(gamma−γ)² / Σw·(gamma−flat)², against the best flat model.
         residuals: (K,) gamma − γ(lag) per bin, NaN where the bin is empty.
         resolvable: whether the data tell a range: R², adjusted for the number of parameters, is at least 0.2,
-            and no length scale, no alpha and not the sill stands at a bound of the search.
+            and no length scale stands at a bound of the search, nor an alpha at the lower or the sill at the
+            upper one.
         note: why it is not resolvable, and which structures of a nested model are superfluous; else empty.
         empirical: the semivariogram that was fitted.
         weights: the weights of the fit.
@@ -69,9 +70,13 @@ class VariogramFit:
         Args:
             gamma: (K,) semivariances; NaN where a bin is to be left out.
 
+        Returns:
+            The model; nothing is said of how well it fits.
+
         Raises:
             ValueError: another shape.
             RuntimeError: the optimiser found no solution.
+            ImportError: SciPy is not installed.
         """
         if gamma.shape != self.empirical.gamma.shape:
             raise ValueError(f"gamma: wanted shape {self.empirical.gamma.shape}, got {gamma.shape}")
@@ -80,13 +85,34 @@ class VariogramFit:
         return model if model.sill <= bins.top_sill else bins.fitted(model, bins.weights_at(self.model))
 
     def bootstrap(self, draws: int = 200, *, seed: int = 0) -> FitDraws:
-        """Fit `draws` semivariograms of places drawn anew, for intervals; see `bootstrap_fit`."""
+        """Fit semivariograms drawn as `EmpiricalVariogram.bootstrap` draws them, for intervals.
+
+        Args:
+            draws: how many, at least 2.
+            seed: seed of the draws.
+
+        Returns:
+            `interval(level=0.95)` gives the parameters' (2,) intervals by name, `band(h_km)` the curve's.
+
+        Raises:
+            ValueError: as `EmpiricalVariogram.bootstrap`, or the fit is not resolvable.
+            RuntimeError: more than half of the draws could not be fitted.
+        """
         from semivario_kernels.bootstrap import bootstrap_fit
 
         return bootstrap_fit(self, draws, seed=seed)
 
     def plot(self, ax: Axes | None = None, draws: FitDraws | None = None) -> Axes:
-        """Draw the points and the fitted curve with nugget, sill and range, and the bands of `draws`."""
+        """Draw the points and the fitted curve with nugget, sill and range, on a logarithmic axis of km.
+
+        Args:
+            ax: matplotlib Axes to draw into; None makes a new pyplot figure.
+            draws: what `bootstrap` returned, whose 95 % bands are drawn.
+
+        Raises:
+            ImportError: matplotlib is not installed; names the extra that brings it.
+            ValueError: draws of another number of bins.
+        """
         from semivario_kernels.variogram_plot import plot_variogram
 
         return plot_variogram(self.empirical, self.model, ax, draws=draws)
@@ -100,9 +126,10 @@ def fit_variogram(
     weights: Weights = "cressie",
     nugget: bool = True,
 ) -> VariogramFit:
-    """Fit a model by weighted least squares.
+    """Fit a model by weighted least squares; GSTools does the fit.
 
-    The sill stays between 0 and 2, the largest dissimilarity, and below three times the largest gamma.
+    The sill stays between 0 and 2, the largest dissimilarity, and below three times the largest gamma. (Where
+    a gamma lies above 2, and so is none of 1 − cos, only the latter holds.)
 
     Args:
         empirical: the empirical semivariogram; empty bins are left out.
@@ -117,8 +144,10 @@ def fit_variogram(
         The best of three starts. Degenerate data do not raise: `resolvable` is False and `note` says why.
 
     Raises:
-        ValueError: an unknown kind, metric or weights, or no more filled bins than parameters.
+        ValueError: no EmpiricalVariogram; an unknown kind, metric or weights; or no more filled bins than
+            parameters.
         RuntimeError: the optimiser found no solution; the message holds its reason and the data.
+        ImportError: GSTools is not installed; names the extra that brings it.
 
     Warns:
         UserWarning: where the fitted model is not a valid covariance on the sphere: with great-circle

@@ -57,8 +57,9 @@ def grouped_semivariance(
         The semivariogram of each group by its label, in the order of the labels.
 
     Raises:
-        ValueError: as `binned_semivariance`; labels of another number than N or that cannot be sorted; or no
-            group is left.
+        ValueError: as `binned_semivariance`; `min_places` below 2; labels of another number than N or that
+            cannot be sorted; or no group is left.
+        ImportError: `progress`, and rich is not installed.
 
     Warns:
         UserWarning: names the groups that were left out: too few places, or no pair in any bin.

@@ -1,14 +1,4 @@
-"""The semivariogram-regularised InfoNCE loss, as a function.
-
-With similarities s·⟨x_i, y_j⟩, a policy's logit factor a, log-weight b and soft-target mass f, positives t_i
-and label smoothing ε, over the live entries of every row (all but its excluded ones, M_i in number):
-
-    l_ij = a_ij · s·⟨x_i, y_j⟩ + b_ij   for j ≠ t_i;      l_it = s·⟨x_i, y_t⟩
-    T_ij = (1−ε)·(1[j=t_i] + f_ij) / (1 + Σ_k f_ik) + ε/M_i
-    loss_i = logΣ_j exp(l_ij) − Σ_j T_ij·l_ij
-
-InfoNCE: van den Oord et al., 2018, equation 4; symmetric form: Radford et al., 2021, figure 3.
-"""
+"""The semivariogram-regularised InfoNCE loss, as a function."""
 
 from __future__ import annotations
 
@@ -64,15 +54,23 @@ def semivariogram_info_nce(
 ) -> torch.Tensor:
     """InfoNCE whose negatives are re-weighted by how alike they look for how far apart they are.
 
-    Gradients flow to `x`, `y` and `logit_scale`; a policy's terms are constants.
+    With similarities s·⟨x_i, y_j⟩, a policy's logit factor a, log-weight b and soft-target mass f, positives
+    t_i and label smoothing ε, over the live entries of every row (all but its excluded ones, M_i in number):
+
+        l_ij = a_ij · s·⟨x_i, y_j⟩ + b_ij   for j ≠ t_i;      l_it = s·⟨x_i, y_t⟩
+        T_ij = (1−ε)·(1[j=t_i] + f_ij) / (1 + Σ_k f_ik) + ε/M_i
+        loss_i = logΣ_j exp(l_ij) − Σ_j T_ij·l_ij
+
+    Gradients flow to `x`, `y` and `logit_scale`; a policy's terms are constants. InfoNCE: van den Oord et
+    al., 2018, equation 4; its symmetric form: Radford et al., 2021, figure 3.
 
     Args:
-        x: (N, D) query (image) features.
+        x: (N, D) query (image) features, float32, float64, bfloat16 or float16.
         y: (M, D) gallery (location) features, the dtype of `x`; under autocast both are cast to its dtype.
-        query_latlon: (N, 2) positions of the queries, latitude and longitude in degrees; None where the
-            policy does not read positions.
-        gallery_latlon: (M, 2) positions of the gallery.
-        logit_scale: scalar s that multiplies the similarities, already exponentiated.
+        query_latlon: (N, 2) positions of the queries, latitude and longitude in degrees, longitudes outside
+            ±180° wrapped; None where the policy does not read positions.
+        gallery_latlon: (M, 2) positions of the gallery, likewise.
+        logit_scale: s that multiplies the similarities, already exponentiated: a number, or a scalar tensor.
         variogram: the fitted semivariogram, for policies that read it.
         policy: what becomes of the negatives; `NegativePolicy.none()` is plain InfoNCE.
         query_embeddings: (N, E) frozen visual embeddings of the queries, of any length; an all-zero row means
@@ -96,17 +94,22 @@ def semivariogram_info_nce(
             it has none; the gradients it leaves, averaged over the ranks as DistributedDataParallel does, are
             those of the global mean (of the mean over ranks of the sum, for "sum" and "none"). All ranks have
             to call forward and backward.
-        workspace_mb: bound on the scratch memory of the backends that have one.
+        workspace_mb: bound on the logits' scratch memory in MiB, of all backends but "reference", which holds
+            every pair; 64 on the CPU and 1,024 on a GPU when left out.
         backend: a name from `available_backends()`; None picks the fastest.
 
     Returns:
         A scalar, or (N,) for "none", in float64 where `x` is float64, else float32.
 
     Raises:
-        ValueError: shapes that do not agree, empty inputs, different devices or dtypes, NaN or infinite
-            coordinates, latitudes outside ±90°, indices out of range (values are looked at on the CPU, or
-            anywhere with SEMIVARIO_CHECK=1); a policy without the variogram, positions or embeddings it
-            reads; N > M without targets; a symmetric loss whose targets are no permutation.
+        ValueError: shapes that do not agree, empty inputs, different devices or dtypes; a policy without the
+            variogram, positions or embeddings it reads; N > M without targets; a symmetric loss whose
+            targets are no permutation; an option out of its range; a backend that is unknown or cannot run;
+            ranks of a group that differ in dtypes, dimensions or options. Values are looked at on the CPU,
+            or anywhere with SEMIVARIO_CHECK=1: NaN or infinite coordinates, latitudes outside ±90°, indices
+            out of range, an excluded positive, weights that are negative, not finite or all 0. Unchecked,
+            bad coordinates and targets give a loss of NaN.
+        RuntimeError: a second derivative was asked for; backend "reference" has one.
     """
     sharded = group is not None
     features = check_matrix("x", x, allow_empty=sharded)
@@ -121,7 +124,9 @@ def semivariogram_info_nce(
         raise ValueError(f"policy: wanted a NegativePolicy, got {type(policy).__name__}")
     if workspace_mb is not None:
         check_number("workspace_mb", workspace_mb, low=0, open_low=True)
-    if isinstance(logit_scale, float):  # filled in on the device: a copy would break a CUDA graph's capture
+    if isinstance(
+        logit_scale, int | float
+    ):  # filled in on the device: a copy would break a CUDA graph's capture
         scale = torch.full((), logit_scale, dtype=arithmetic_dtype(features), device=features.device)
     else:
         scale = torch.as_tensor(logit_scale, device=features.device)

@@ -19,7 +19,20 @@ if TYPE_CHECKING:
 class SemivariogramInfoNCE(nn.Module):
     """`semivariogram_info_nce` as a module; its state_dict carries the fitted semivariogram.
 
-    Args: those of `semivariogram_info_nce` that stay the same from step to step.
+    The policy and the other options are not in the state_dict. Formula, sources and errors, which come when
+    it is called, are those of the function.
+
+    Args:
+        variogram: the fitted semivariogram, for policies that read it; `load_state_dict` replaces it.
+        policy: what becomes of the negatives.
+        dissimilarity: "features" takes d = 1 − ⟨x, y⟩ of the current features instead of embeddings.
+        label_smoothing: ε in [0, 1].
+        symmetric: return ½(rows + columns).
+        normalize: L2-normalise the features inside.
+        reduction: "mean", "sum" or "none".
+        group: a torch.distributed group over whose ranks queries and gallery are split.
+        workspace_mb: bound on the logits' scratch memory in MiB.
+        backend: a name from `available_backends()`; None picks the fastest.
     """
 
     def __init__(
@@ -64,7 +77,23 @@ class SemivariogramInfoNCE(nn.Module):
         row_weights: ArrayLike | None = None,
         exclude: ArrayLike | None = None,
     ) -> torch.Tensor:
-        """Return the loss of one batch; arguments, result and errors of `semivariogram_info_nce`."""
+        """Return the loss of one batch: a scalar, or (N,) where the reduction is "none".
+
+        Args:
+            x: (N, D) query (image) features.
+            y: (M, D) gallery (location) features.
+            query_latlon: (N, 2) latitude and longitude in degrees; None where the policy reads no positions.
+            gallery_latlon: (M, 2), likewise.
+            logit_scale: scalar, already exponentiated.
+            query_embeddings: (N, E) frozen visual embeddings; an all-zero row means "no image".
+            gallery_embeddings: (M, E), likewise.
+            targets: (N,) int64 gallery index of every query's positive; 0 … N−1 when left out.
+            row_weights: (N,) weights ≥ 0.
+            exclude: (N, K) int64 gallery indices that leave a row's denominator, padded by −1.
+
+        Raises:
+            ValueError: as `semivariogram_info_nce`.
+        """
         return semivariogram_info_nce(
             x,
             y,
@@ -96,13 +125,16 @@ class SemivariogramInfoNCE(nn.Module):
 
 
 class GalleryInfoNCE(nn.Module):
-    """Plain InfoNCE with the call and the defaults of open_clip's `ClipLoss`.
+    """Plain InfoNCE with the call and the defaults of open_clip's `ClipLoss`, without its N × M logits.
+
+    The symmetric loss is that of Radford et al., 2021, figure 3.
 
     Args:
         label_smoothing: ε in [0, 1].
         symmetric: average the losses of images and texts, as `ClipLoss` does.
         normalize: L2-normalise the features; off by default, since open_clip's models do it themselves.
-        group: ranks over which the features are split (instead of `rank` and `world_size`).
+        group: a torch.distributed group over whose ranks the features are split (in the place of
+            `ClipLoss`'s `rank` and `world_size`).
         backend: a name from `available_backends()`; None picks the fastest.
     """
 
@@ -135,15 +167,15 @@ class GalleryInfoNCE(nn.Module):
         """Return the mean loss, in {"contrastive_loss": loss} with `output_dict`.
 
         Args:
-            image_features: (N, D).
-            text_features: (N, D), or any gallery (M, D) whose first N rows are the positives where the loss
-                is not symmetric.
+            image_features: (N, D), of length 1 unless `normalize`.
+            text_features: (N, D), likewise, or any gallery (M, D) whose first N rows are the positives where
+                the loss is not symmetric.
             logit_scale: scalar, already exponentiated.
             logit_bias: scalar added to every logit; the softmax does not feel it, and its gradient is 0.
             output_dict: return a dict.
 
         Raises:
-            ValueError: as `semivariogram_info_nce`.
+            ValueError: as `semivariogram_info_nce`; N ≠ M where the loss is symmetric.
         """
         loss = semivariogram_info_nce(
             image_features,

@@ -40,6 +40,21 @@ class NegativePolicy:
     e⁺ = max(0, e − tolerance), every negative's logit becomes a·s·⟨x, y⟩ + b, and f is the mass it gets as a
     soft positive. Positives are never re-weighted, and all terms are constants for the gradient.
     Use the presets; the fields a kind does not read stay 0.
+
+    Attributes:
+        kind: the preset's name.
+        hard: log-weight per unit of surprise of an uncorrelated (far) pair, ≥ 0.
+        false: log-weight taken off a fully correlated (near) pair, ≥ 0: per unit of surprise, or, by
+            `explained`, the most.
+        tolerance: surprise that is forgiven, ≥ 0, in units of the dissimilarity.
+        mass: soft-target mass of `rectify`, ≥ 0, in units of the positive's.
+        range_km: where near ends for `threshold` and `penalty`, km, > 0.
+        strength: of `distance`, > −1.
+        scale_km: distance at which the distance policies have fallen to 1/e, km, > 0.
+        weight: log-weight that `distance_linear` takes off a pair at 0 km, of any sign.
+
+    Raises:
+        ValueError: an unknown kind, or a number that is not finite or out of its range.
     """
 
     kind: str
@@ -91,8 +106,11 @@ class NegativePolicy:
 
         Args:
             hard: log-weight per unit of surprise of an uncorrelated (far) pair, ≥ 0.
-            false: log-weight taken per unit of surprise of a fully correlated (near) pair, ≥ 0.
+            false: log-weight taken off per unit of surprise of a fully correlated (near) pair, ≥ 0.
             tolerance: surprise that is forgiven, ≥ 0, in units of the dissimilarity.
+
+        Raises:
+            ValueError: a number that is negative or not finite.
         """
         return cls("semivariogram", hard=hard, false=false, tolerance=tolerance)
 
@@ -101,7 +119,8 @@ class NegativePolicy:
         """b = hard·(1−ρ)·e⁺ − false·ρ·max(0, 1 − d/sill).
 
         As `semivariogram`, but a near pair is excused for how alike it is, not for surprise: where γ(h) is
-        close to 0 nothing can be more alike than expected. Arguments as there.
+        close to 0 nothing can be more alike than expected. Arguments and errors as there, but `false` is the
+        most that is taken off, of a pair at distance 0 with d = 0.
 
         The defaults are those with evidence (docs/results.md, five seeds, points above plain InfoNCE within
         25 km and within 1 km, 95 % intervals): +1.6 [+0.8, +2.5] and +0.3 [−0.6, +1.3] on the demo's field
@@ -111,12 +130,32 @@ class NegativePolicy:
 
     @classmethod
     def threshold(cls, hard: float, false: float, range_km: float, tolerance: float = 0.0) -> NegativePolicy:
-        """b = +hard·e⁺ where h > range_km, −false·e⁺ elsewhere: a sharp range; km, > 0."""
+        """b = +hard·e⁺ where h > range_km, −false·e⁺ elsewhere: a sharp range.
+
+        Args:
+            hard: log-weight per unit of surprise of a far pair, ≥ 0.
+            false: log-weight taken off per unit of surprise of a near pair, ≥ 0.
+            range_km: where near ends, km, > 0; the fitted model's `range_km()` is one.
+            tolerance: surprise that is forgiven, ≥ 0, in units of the dissimilarity.
+
+        Raises:
+            ValueError: a number that is not finite or out of its range.
+        """
         return cls("threshold", hard=hard, false=false, range_km=range_km, tolerance=tolerance)
 
     @classmethod
     def rectify(cls, mass: float, hard: float, false: float, tolerance: float = 0.0) -> NegativePolicy:
-        """b as `semivariogram`; f = mass·min(1, e⁺/γ)·ρ (0 where γ = 0): soft positives."""
+        """b as `semivariogram`; f = mass·min(1, e⁺/γ)·ρ (0 where γ = 0): soft positives.
+
+        Args:
+            mass: of a pair at distance 0 that looks the same, in units of the positive's, ≥ 0.
+            hard: as `semivariogram`.
+            false: as `semivariogram`.
+            tolerance: as `semivariogram`.
+
+        Raises:
+            ValueError: a number that is negative or not finite.
+        """
         return cls("rectify", mass=mass, hard=hard, false=false, tolerance=tolerance)
 
     @classmethod
@@ -125,17 +164,41 @@ class NegativePolicy:
 
         What the published work log on semivariograms for contrastive geolocation computes (`get_penalty5`),
         kept so that results can be compared.
+
+        Args:
+            range_km: where near ends, km, > 0.
+
+        Raises:
+            ValueError: range_km is not finite or not above 0.
         """
         return cls("penalty", range_km=range_km)
 
     @classmethod
     def distance(cls, strength: float, scale_km: float) -> NegativePolicy:
-        """b = log(1 + strength·exp(−h/scale_km)), strength > −1: a comparator that needs no images."""
+        """b = log(1 + strength·exp(−h/scale_km)): a comparator that needs no images.
+
+        In the manner of HierLoc's geo-weighted contrastive loss (Gadi et al., 2026).
+
+        Args:
+            strength: added to the weight of a pair at 0 km, > −1; above 0 near pairs count more.
+            scale_km: distance at which it has fallen to 1/e, km, > 0.
+
+        Raises:
+            ValueError: a number that is not finite or out of its range.
+        """
         return cls("distance", strength=strength, scale_km=scale_km)
 
     @classmethod
     def distance_linear(cls, weight: float, scale_km: float) -> NegativePolicy:
-        """b = −weight·exp(−h/scale_km): the distance-only comparator of the evidence tables."""
+        """b = −weight·exp(−h/scale_km): the distance-only comparator of the evidence tables.
+
+        Args:
+            weight: log-weight that a pair at 0 km loses; below 0 near pairs count more.
+            scale_km: distance at which it has fallen to 1/e, km, > 0.
+
+        Raises:
+            ValueError: a number that is not finite or out of its range.
+        """
         return cls("distance_linear", weight=weight, scale_km=scale_km)
 
     def torch_terms(

@@ -73,7 +73,7 @@ def binned_semivariance(
             dimensions (C the covariance of the embeddings), "cressie-hawkins" (Cressie and Hawkins, 1980),
             (mean d^¼)⁴ / E[(χ²_ν/ν)^¼]⁴, or "dowd" (Dowd, 1984), median(d)·ν/median(χ²_ν), its median right
             to half a cell of a histogram: 1.2e-4 with up to 126 bins, 2e-3 with 4,000.
-        max_lag_km: leave out pairs beyond; edges above it are dropped.
+        max_lag_km: drop the edges above, km; pairs beyond the last edge are not multiplied.
         max_pairs: multiply at most about this many pairs: those at short lags as far as they go, longer ones
             within random subsets of the places, each band of lags its own; every pair of a bin is as likely
             as any other.
@@ -91,9 +91,13 @@ def binned_semivariance(
         The semivariogram, with `sampled` and `seed` saying whether pairs were left out.
 
     Raises:
-        ValueError: shapes that do not agree, fewer than two places with an image, bad coordinates, edges that
-            do not rise from 0 or above, embeddings that are not finite, no pair in any bin, an unknown
-            estimator, a checkpoint of another run, ranks with other arguments.
+        ValueError: shapes that do not agree, different devices, fewer than two places with an image (one, of
+            either set, with `other`), bad coordinates, edges that do not rise from 0 or above, `max_lag_km`
+            below the second edge, `max_pairs` below 1, embeddings that are not finite, no pair in any bin, an
+            unknown estimator, a checkpoint of another run, ranks with other arguments, a backend that is
+            unknown or cannot run.
+        OSError: the checkpoint cannot be written.
+        ImportError: `progress`, and rich is not installed; names the extra that brings it.
     """
     v = check_matrix("embeddings", embeddings)
     p = check_latlon("latlon", latlon, rows=v.shape[0])

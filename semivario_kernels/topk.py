@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def topk_gallery(
     x: ArrayLike, y: ArrayLike, k: int, *, group: ProcessGroup | None = None, backend: str | None = None
 ) -> tuple[Any, Any]:
-    """The k gallery entries with the largest inner product of every query.
+    """The k gallery entries with the largest inner product of every query, never N × M numbers at once.
+
+    The features are taken as they are: rows of length 1 give cosines.
 
     Args:
         x: (N, D) query features.
@@ -30,8 +32,11 @@ def topk_gallery(
         values: (N, k) inner products ⟨x_i, y_j⟩, falling, float64 where `x` is float64, else float32.
         indices: (N, k) int64; equal values come in the order of their index.
 
+        Both without a gradient, and as NumPy arrays where NumPy came in.
+
     Raises:
-        ValueError: empty inputs, shapes that do not agree, different devices or dtypes, k outside 1 … M.
+        ValueError: empty inputs, shapes that do not agree, different devices or dtypes, k outside 1 … M, a
+            backend that is unknown or cannot run, ranks that differ in dtype, dimensions or k.
     """
     sharded = group is not None
     queries = check_matrix("x", x, allow_empty=sharded)

@@ -183,8 +183,15 @@ class VariogramModel:
     def range_km(self, fraction: float = 0.95) -> float:
         """Great-circle distance at which γ − nugget has reached `fraction` of the partial sill.
 
-        Infinite where a chord model does not reach it on the whole Earth. An arc model may reach it
-        beyond the antipode (20,015 km): then no two places are uncorrelated.
+        Args:
+            fraction: above 0 and below 1.
+
+        Returns:
+            km; infinite where a chord model does not reach it on the whole Earth. An arc model may reach it
+            beyond the antipode (20,015 km): then no two places are uncorrelated.
+
+        Raises:
+            ValueError: a fraction out of its range.
         """
         check_number("fraction", fraction, low=0, high=math.nextafter(1.0, 0.0), open_low=True)
         low, high = 0.0, max(len_scale_km for _, _, len_scale_km, _ in self.structures)
@@ -205,7 +212,7 @@ class VariogramModel:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VariogramModel:
-        """Make the model that `to_dict` described."""
+        """Make the model that `to_dict` described; ValueError for missing, unknown or bad fields."""
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         missing = sorted({"kind", "nugget", "psill", "len_scale_km"} - set(values))
         if unknown or missing:
@@ -214,12 +221,17 @@ class VariogramModel:
         return cls(**fields)
 
     def save(self, path: str | Path) -> None:
-        """Write the model as JSON."""
+        """Write the model as JSON; OSError where the file cannot be written."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> VariogramModel:
-        """Read a model that `save` wrote; ValueError names the file where it is not one."""
+        """Read a model that `save` wrote.
+
+        Raises:
+            ValueError: the file is something else; the message names it.
+            OSError: it cannot be read.
+        """
         try:
             values = json.loads(Path(path).read_text())
             if not isinstance(values, dict):
@@ -233,6 +245,9 @@ class VariogramModel:
 
         A chord model becomes a lat/lon model with `geo_scale` R, whose γ at great-circle distance h is
         `vario_yadrenko(h)`; an arc model becomes a one-dimensional model in km, whose `variogram(h)` is γ.
+
+        Raises:
+            ImportError: GSTools is not installed; names the extra that brings it.
         """
         gs = import_gstools()
         place: dict[str, Any] = (
@@ -278,7 +293,14 @@ class VariogramModel:
         return cls(kinds, float(model.nugget), psills, len_scales, alphas, metric)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw γ(h) on a logarithmic lag axis with nugget, sill and range marked."""
+        """Draw γ(h) on a logarithmic axis of km with nugget, sill and range marked.
+
+        Args:
+            ax: matplotlib Axes to draw into; None makes a new pyplot figure.
+
+        Raises:
+            ImportError: matplotlib is not installed; names the extra that brings it.
+        """
         from semivario_kernels.variogram_plot import plot_variogram
 
         return plot_variogram(None, self, ax)

@@ -18,7 +18,17 @@ def _module(name: str) -> ModuleType:
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:
-    """Names of the backends that can serve `device`, fastest first."""
+    """Names of the backends that can serve a device, fastest first.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", or a torch.device.
+
+    Returns:
+        Some of "triton", "native", "tiled" and "reference".
+
+    Raises:
+        RuntimeError: torch knows no such device.
+    """
     place = torch.device(device)
     # Triton serves the CPU by its interpreter only, for tests, and only where it is asked for by name
     names = [name for name in BACKENDS if not (name == "triton" and place.type == "cpu")]
@@ -59,7 +69,17 @@ def load(name: str | None, tensor: torch.Tensor) -> ModuleType:
 
 
 def explain_backend(tensor: torch.Tensor) -> str:
-    """Say which backend runs for `tensor`, and why not the others, one line each."""
+    """Say which backend runs for a tensor, and why not the others.
+
+    Args:
+        tensor: on the device in question; its values and dtype are not looked at.
+
+    Returns:
+        One line per backend, "name: why", that which runs first.
+
+    Raises:
+        ValueError: SEMIVARIO_BACKEND names a backend that is unknown or cannot serve the device.
+    """
     chosen = choose(None, tensor)
     forced = " (SEMIVARIO_BACKEND)" if os.environ.get("SEMIVARIO_BACKEND") else ""
     detail = getattr(_module(chosen), "detail", None)

@@ -254,7 +254,7 @@ def test_numpy_where_no_gradient_is_asked_for():
     p = problem()
     options = {"variogram": MODEL, "policy": NegativePolicy.explained(2, 4)}
     arrays = {k: t.detach().numpy() for k, t in p.items() if k != "logit_scale"}
-    ours = semivariogram_info_nce(**arrays, logit_scale=4.0, **options)
+    ours = semivariogram_info_nce(**arrays, logit_scale=4, **options)
     torch.testing.assert_close(ours, semivariogram_info_nce(**p, **options).detach(), rtol=1e-6, atol=0)
 
 

@@ -1,3 +1,5 @@
+import io
+
 import gstools as gs
 import numpy as np
 import pytest
@@ -234,9 +236,13 @@ def test_save_and_load(field, tmp_path):
         np.testing.assert_array_equal(getattr(back, name), getattr(ours, name))
     np.testing.assert_array_equal(back.blocks.counts, ours.blocks.counts)
     np.testing.assert_array_equal(back.blocks.sums, ours.blocks.sums)
-    (tmp_path / "other.npz").write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match=r"other\.npz: not an empirical semivariogram"):
-        EmpiricalVariogram.load(tmp_path / "other.npz")
+    array = io.BytesIO()
+    np.save(array, ours.gamma)
+    whole = (tmp_path / "variogram.npz").read_bytes()
+    for other in (b"not an archive", whole[: len(whole) // 2], array.getvalue()):
+        (tmp_path / "other.npz").write_bytes(other)
+        with pytest.raises(ValueError, match=r"other\.npz: not an empirical semivariogram"):
+            EmpiricalVariogram.load(tmp_path / "other.npz")
 
 
 def test_progress_bar_is_drawn(field, capsys):
