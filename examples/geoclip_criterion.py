@@ -1,6 +1,6 @@
 """GeoCLIP's training loop, with the semivariogram loss in the place of `criterion(logits, targets)`.
 
-GeoCLIP (Vivanco et al., 2023) takes photos against their places and a queue of earlier places:
+GeoCLIP (Vivanco Cepeda et al., 2023) takes photos against their places and a queue of earlier places:
 
     logits = model(images, torch.cat([places, queue]))           # an N×M tensor
     loss = torch.nn.CrossEntropyLoss()(logits, torch.arange(N))

@@ -146,7 +146,11 @@ class PhotoBatches(LightningDataModule):
             self.hparams["table_checksum"] = self.sampler.state_dict()["tables_checksum"]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """All batches of the run from the trainer's step on, so that a resumed run goes on where it was."""
+        """All batches of the run from the trainer's step on, so that a resumed run goes on where it was.
+
+        Raises:
+            ValueError: fewer photos in a batch than processes, or processes with different tables.
+        """
         trainer, ranks = self.trainer, TrainingRanks.current()
         assert trainer is not None
         if self.hparams["batch_size"] < ranks.world:

@@ -50,6 +50,12 @@ def place_store(
 ) -> Placed:
     """Place every photo of a store, some at a time; one stored as ten crops by all of them.
 
+    Args:
+        gallery: the places to choose from.
+        test: the photos' embeddings and true places.
+        variogram: as in `Gallery.place`.
+        progress: whether to show a bar.
+
     Raises:
         ValueError: an embedding is not finite, or of another length than the model takes.
     """
@@ -75,6 +81,16 @@ def recall_metrics(placed: Placed, *, bootstrap: int = 1000) -> Metrics:
     """R@1, R@5, R@10 and R@1 %: how often the place nearest to the truth is among the first of the gallery.
 
     R@1 % is over the first M // 100 places, at least one (Sample4Geo's definition).
+
+    Args:
+        placed: what `place_store` returned.
+        bootstrap: resamples of the intervals.
+
+    Returns:
+        Fractions, "recall_at_1", …, "recall_at_1_percent"; those of more places than there are, left out.
+
+    Raises:
+        ValueError: `bootstrap` below 1.
     """
     hits = {f"recall_at_{k}": placed.rank <= k for k in RECALLS if k <= placed.places}
     hits["recall_at_1_percent"] = placed.rank <= max(1, placed.places // 100)

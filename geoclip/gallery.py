@@ -139,6 +139,9 @@ class Gallery:
             embeddings: (n, E) frozen embeddings of the photos.
             place: (n,) rows of the gallery.
 
+        Returns:
+            (n,) int64, from 1 to M.
+
         Raises:
             ValueError: as in `place`.
         """
@@ -174,6 +177,9 @@ class Gallery:
             shares: of the probability, each between 0 and 1, for the radii.
             cells: of this gallery's places, for the density.
             variogram: as in `place`; None puts the most probable place first.
+
+        Returns:
+            Places, their probabilities, radii in km and, with `cells`, the density.
 
         Raises:
             ValueError: as in `place`, or a share outside (0, 1).

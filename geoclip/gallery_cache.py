@@ -37,7 +37,7 @@ def cached_features(
 ) -> Tensor:
     """The features of places: from the cache, or computed and put there.
 
-    A folder that cannot be written costs a warning, and the features stay in memory.
+    Where the folder cannot be written, the features stay in memory.
 
     Args:
         encoder: the location encoder, whose state dict is part of the key.
@@ -48,6 +48,9 @@ def cached_features(
 
     Returns:
         (M, D) float32 on the CPU, memory-mapped; writing to it does not change the file.
+
+    Warns:
+        UserWarning: the folder cannot be read or written; says why.
     """
     shape = (len(places), width)
     path = folder / f"{_key(encoder, places)}.npy"

@@ -77,7 +77,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def import_open_clip() -> Any:
-    """open_clip, which takes 70 MB with timm: training from cached embeddings does without."""
+    """open_clip, which takes 70 MB with timm: training from cached embeddings does without.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; names the extra that brings it.
+    """
     try:
         import open_clip
     except ModuleNotFoundError as error:
@@ -122,6 +126,7 @@ class ImageEncoder(nn.Module):
     Raises:
         ValueError: Unknown backbone, no open_clip configuration, or ``embedding_dim`` missing or in conflict
             with the backbone.
+        ModuleNotFoundError: A backbone is asked for and open_clip is missing; names the extra that brings it.
     """
 
     def __init__(
@@ -203,17 +208,17 @@ class ImageEncoder(nn.Module):
 
     @property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
-        """The backbone's own evaluation transform: PIL image -> (3, H, W)."""
+        """The backbone's own evaluation transform: PIL image -> (3, H, W) float32; errors as `embed`."""
         return self._load()[1]
 
     @property
     def preprocess_config(self) -> dict[str, Any]:
-        """What ``preprocess`` is made of: open_clip's ``size``, ``mean``, ``std``, ``interpolation``, ..."""
+        """What ``preprocess`` is made of: open_clip's ``size``, ``mean``, ``std``, …; errors as `embed`."""
         config: dict[str, Any] = dict(vars(self._load()[0])["preprocess_cfg"])
         return config
 
     def preprocess_image(self, image: Image.Image) -> Tensor:
-        """One PIL image to a batch (1, 3, H, W)."""
+        """One PIL image to a batch (1, 3, H, W) for `embed`, whose errors it has."""
         return self.preprocess(image).unsqueeze(0)
 
     @torch.no_grad()
@@ -235,6 +240,7 @@ class ImageEncoder(nn.Module):
 
         Raises:
             ValueError: Another shape, or images without a backbone.
+            RuntimeError: The backbone cannot be loaded.
         """
         if x.ndim != 2:
             x = self.embed(x)

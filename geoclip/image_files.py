@@ -110,7 +110,7 @@ class Archive:
         return f"{self.path}/{stem}"
 
     def read(self, stem: str, member: int) -> bytes:
-        """The member's bytes, against its checksum where the archive has one."""
+        """The member's bytes, against its checksum where the archive has one; ValueError where damaged."""
         start, size = int(self.starts[member]), int(self.sizes[member])
         if self.deflated is None or self.checksums is None:
             return _HANDLES.read(self.path, start, size)
@@ -153,7 +153,13 @@ class PartFiles:
         return f"{self.root}/{stem}" if part < 0 else self.parts[part].name(stem, int(self.member[row]))
 
     def read(self, row: int) -> bytes:
-        """The bytes, out of the part that has them."""
+        """The bytes, out of the part that has them.
+
+        Raises:
+            FileNotFoundError: no part has the image.
+            ValueError: its archive is damaged.
+            OSError: the part cannot be read.
+        """
         part = int(self.part_of[row])
         if part < 0:
             raise FileNotFoundError(f"{self.name(row)}: in no folder and no archive there")

@@ -123,6 +123,10 @@ class LocationEncoder(nn.Module):
     def from_tensors(cls, sigma: Sequence[float], tensors: Mapping[str, Tensor]) -> "LocationEncoder":
         """An encoder with the sizes and the values of a state dict.
 
+        Args:
+            sigma: as `LocationEncoder` takes it, one per capsule.
+            tensors: the state dict, by upstream's names.
+
         Raises:
             ValueError: tensors are missing, too many, or of sizes that do not fit together.
         """
@@ -143,10 +147,17 @@ class LocationEncoder(nn.Module):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **download_options: Any
     ) -> "LocationEncoder":
-        """Read a location encoder's release, for inference: a folder or a Hub ID, see `release.read_release`.
+        """Read a location encoder's release, for inference.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or the ID of a repository on the Hugging Face Hub.
+            **download_options: revision, token, cache_dir and local_files_only, for the Hub's client.
+
+        Returns:
+            The encoder in evaluation mode, on the CPU.
 
         Raises:
-            FileNotFoundError: there is no such folder.
+            FileNotFoundError: there is no such folder, and the Hub gives none.
             ValueError: it is no release of a location encoder, or a damaged one.
         """
         path, config, tensors = release.read_release(
@@ -159,6 +170,9 @@ class LocationEncoder(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a release that `from_pretrained`, here and upstream, reads.
+
+        Args:
+            folder: made if missing; an earlier release in it is replaced.
 
         Raises:
             OSError: the folder cannot be written.

@@ -40,10 +40,10 @@ def measure_variogram(
     Args:
         store: the training data: a held-out photo here would leak into the loss.
         out: JSON file of the model; the measurement (.npz) and the plot (.png) go beside it.
-        edges_km: distance bins.
+        edges_km: (K+1,) rising bin edges in km.
         places: measure a random sample of so many photos; None or more than there are takes all.
         max_pairs: measure about so many pairs, see `binned_semivariance`; None takes all.
-        max_lag_km: leave out pairs beyond.
+        max_lag_km: leave out pairs beyond, km.
         kind: model fitted, see `fit_variogram`.
         metric: distance that the model reads; every kind is a covariance on the sphere in "chord" distance.
         seed: of the samples.
@@ -54,7 +54,9 @@ def measure_variogram(
 
     Raises:
         ValueError: a store of test photos, `places` below 2, or as `binned_semivariance` and `fit_variogram`
-        say. OSError: the files cannot be written.
+            say.
+        RuntimeError: the fit found no solution.
+        OSError: the files cannot be written.
     """
     if store.info.get("split") == "test":
         raise ValueError(
@@ -92,5 +94,15 @@ def measure_variogram(
 def load_variogram(
     out: Path, kind: str = "stable", metric: Literal["arc", "chord"] = "chord"
 ) -> VariogramFit:
-    """Fit again what `measure_variogram` measured, which takes a moment."""
+    """Fit again what `measure_variogram` measured, which takes a moment.
+
+    Args:
+        out: the JSON file that it wrote; the measurement (.npz) lies beside it.
+        kind: as there.
+        metric: as there.
+
+    Raises:
+        ValueError: the measurement is damaged, or as `fit_variogram` says.
+        OSError: it cannot be read.
+    """
     return fit_variogram(EmpiricalVariogram.load(out.with_suffix(".npz")), kind, metric=metric)

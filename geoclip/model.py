@@ -41,6 +41,7 @@ class GeoCLIP(nn.Module):
 
     Raises:
         ValueError: ``gallery`` or ``queue_size`` is malformed.
+        ModuleNotFoundError: open_clip is missing and no ``image_encoder`` given; names the extra with it.
         UpstreamUnavailable: Official weights or gallery are asked for and cannot be fetched.
     """
 
@@ -89,6 +90,9 @@ class GeoCLIP(nn.Module):
             image_encoder: Gets the official head; by default CLIP ViT-L/14 of OpenAI, loaded when the first
                 image comes. ``ImageEncoder(None, embedding_dim=768)`` scores cached embeddings alone.
 
+        Returns:
+            The model, on the CPU.
+
         Raises:
             ValueError: The official head does not fit ``image_encoder``.
             UpstreamUnavailable: The official files are not in the cache and cannot be fetched.
@@ -101,13 +105,20 @@ class GeoCLIP(nn.Module):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **download_options: Any
     ) -> "GeoCLIP":
-        """Read a release, for inference: a folder or a Hub ID, see `release.read_release`.
+        """Read a release, for inference.
 
         The backbone is open_clip's; where the release names one that open_clip does not have, the model takes
         cached embeddings alone.
 
+        Args:
+            pretrained_model_name_or_path: a folder, or the ID of a repository on the Hugging Face Hub.
+            **download_options: revision, token, cache_dir and local_files_only, for the Hub's client.
+
+        Returns:
+            The model in evaluation mode, on the CPU.
+
         Raises:
-            FileNotFoundError: there is no such folder.
+            FileNotFoundError: there is no such folder, and the Hub gives none.
             ValueError: it is no GeoCLIP release, or a damaged one.
         """
         path, config, tensors = release.read_release(
@@ -142,6 +153,9 @@ class GeoCLIP(nn.Module):
         Upstream's reads it too where architecture and backbone are its own. The queue stays behind, as in
         upstream's releases.
 
+        Args:
+            folder: made if missing; an earlier release in it is replaced.
+
         Raises:
             OSError: the folder cannot be written.
         """
@@ -167,6 +181,10 @@ class GeoCLIP(nn.Module):
 
         Returns:
             Logits, (n, m).
+
+        Raises:
+            ValueError: another shape, or images where the image encoder has no backbone.
+            RuntimeError: the backbone cannot be loaded.
         """
         image_features = normalize(self.image_encoder(image), dim=1)
         location_features = normalize(self.location_encoder(location), dim=1)
@@ -189,6 +207,7 @@ class GeoCLIP(nn.Module):
             ValueError: ``top_k`` is out of range, the file is no readable image, or the image encoder has
                 no backbone.
             OSError: The file cannot be opened.
+            RuntimeError: The backbone cannot be loaded.
         """
         if not 1 <= top_k <= len(self.gps_gallery):
             raise ValueError(f"top_k is {top_k}, wanted 1 to {len(self.gps_gallery)} (the gallery's size)")

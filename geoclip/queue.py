@@ -1,8 +1,8 @@
 """Recent places and their photos' embeddings, kept as extra negatives, and position noise in metres.
 
-GeoCLIP (Vivanco et al., 2023) keeps a queue of the latest training coordinates and adds fresh noise to them
-at every step. Its code divides metres by 111,320 for longitude too, so that its noise shrinks towards the
-poles; here the noise is drawn on the ground, in the local east and north directions.
+GeoCLIP (Vivanco Cepeda et al., 2023) keeps a queue of the latest training coordinates and adds fresh noise to
+them at every step. Its code divides metres by 111,320 for longitude too, so that its noise shrinks towards
+the poles; here the noise is drawn on the ground, in the local east and north directions.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ class PlaceQueue(FixedPrecisionBuffers):
             latlon: (n, 2) latitude and longitude in degrees, without noise.
             embeddings: (n, E) frozen embeddings of the photos taken there.
             rows: (n,) int64 row of each photo in its data set.
+
+        Raises:
+            ValueError: different lengths.
         """
         n = len(latlon)
         if not n == len(embeddings) == len(rows):

@@ -10,7 +10,6 @@ batch and encodes its share of the queue and of the gallery; the loss is that of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +27,7 @@ from geoclip.gallery_negatives import GalleryNegatives
 from geoclip.image_encoder import ImageEncoder
 from geoclip.location_encoder import LocationEncoder
 from geoclip.model import GeoCLIP
+from geoclip.named_policy import named_policy
 from geoclip.optimisation import Schedule, learning_rate_schedule, parameter_groups
 from geoclip.queue import PlaceQueue, jitter, same_photo
 from geoclip.refit import refit_variogram
@@ -171,7 +171,7 @@ class GeoCLIPTraining(LightningModule):
         self.warm_up_loss = SemivariogramInfoNCE(policy=NegativePolicy.none())
         self.loss = SemivariogramInfoNCE(
             None if variogram is None else VariogramModel.load(variogram),
-            _policy(policy, strengths or {}),
+            named_policy(policy, strengths or {}),
         )
         # batches of all ranks since the last optimiser step, for the queue: (latlon, embeddings, rows)
         self._arrived: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -180,7 +180,12 @@ class GeoCLIPTraining(LightningModule):
         self.steps_done, self.steps_wanted = 0, 0
 
     def setup(self, stage: str) -> None:
-        """Check what only the whole run can tell, and draw the gallery, before the first step."""
+        """Check what only the whole run can tell, and draw the gallery, before the first step.
+
+        Raises:
+            ValueError: a policy without its semivariogram, refits without what they are measured on, no
+                number of steps, or a gallery that cannot be drawn.
+        """
         policy: NegativePolicy = self.loss.options["policy"]
         refit_every, refit_from = self.hparams["refit_every"], self.hparams["refit_from"]
         if policy.reads_dissimilarity and self.loss.variogram is None and not refit_every:
@@ -399,23 +404,6 @@ class GeoCLIPTraining(LightningModule):
         numbers = (self.hparams["seed"], self.global_step, len(self._arrived))
         state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
-
-
-def _policy(preset: str, strengths: dict[Any, float]) -> NegativePolicy:
-    presets = _presets()
-    if preset not in presets:
-        raise ValueError(f"policy: wanted one of {', '.join(presets)}, got {preset!r}")
-    # YAML reads a bare `false` as a boolean
-    named = {"false" if name is False else name: value for name, value in strengths.items()}
-    try:
-        policy: NegativePolicy = getattr(NegativePolicy, preset)(**named)
-    except TypeError as error:  # an argument too many or too few
-        raise ValueError(f"strengths: {error}") from error
-    return policy
-
-
-def _presets() -> Iterable[str]:
-    return [name for name, value in vars(NegativePolicy).items() if isinstance(value, classmethod)]
 
 
 def _check_numbers(settings: Any) -> None:

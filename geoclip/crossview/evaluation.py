@@ -21,10 +21,15 @@ _ENCODER = "encoder."  # of a training's weights
 
 
 class Trained(NamedTuple):
-    """What a checkpoint of `geoclip crossview fit` holds for evaluation."""
+    """What a checkpoint of `geoclip crossview fit` holds for evaluation.
 
-    encoder: CrossViewEncoder  # in evaluation mode, on the CPU
-    data: dict[str, Any]  # settings of its `CrossViewData`: dataset, query_size, reference_size, …
+    Attributes:
+        encoder: in evaluation mode, on the CPU.
+        data: settings of its `CrossViewData`: dataset, query_size, reference_size, …
+    """
+
+    encoder: CrossViewEncoder
+    data: dict[str, Any]
 
 
 def load_trained(checkpoint: str | os.PathLike[str]) -> Trained:
@@ -54,7 +59,14 @@ def embed(
     device: torch.device,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
-    """(n, D) float32 unit features of a loader's images, on the device; in half precision on a GPU."""
+    """(n, D) float32 unit features of a loader's images, on the device; in half precision on a GPU.
+
+    Args:
+        encoder: on the device.
+        loader: gives preprocessed images (b, 3, H, W).
+        device: where the features are made.
+        advance: told how many images are done.
+    """
     features = []
     for images in loader:
         with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
@@ -65,7 +77,16 @@ def embed(
 
 
 def rank_views(views: CrossViews, queries: torch.Tensor, references: torch.Tensor) -> Ranked:
-    """`rank_references` of a split's features."""
+    """`rank_references` of a split's features.
+
+    Args:
+        views: the split.
+        queries: (N, D) features of its queries.
+        references: (M, D) features of its references.
+
+    Raises:
+        ValueError: as in `rank_references`.
+    """
     device = queries.device
     labels = [torch.from_numpy(np.asarray(labels)) for labels in (views.query_labels, views.reference_labels)]
     semi = None if views.semi_positives is None else torch.from_numpy(views.semi_positives)
@@ -80,6 +101,10 @@ def rank_views(views: CrossViews, queries: torch.Tensor, references: torch.Tenso
 
 def intervals(ranked: Ranked, *, bootstrap: int = 1000) -> Metrics:
     """Every metric with its 95 % percentile bootstrap interval over the queries.
+
+    Args:
+        ranked: what `rank_references` returned.
+        bootstrap: number of resamples.
 
     Raises:
         ValueError: `bootstrap` below 1.

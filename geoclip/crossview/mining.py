@@ -20,7 +20,19 @@ _CANDIDATES = 4  # times the neighbours wanted are ranked by surprise
 
 
 def similar_places(queries: torch.Tensor, references: torch.Tensor, k: int) -> tuple[Table, None]:
-    """(P, k) places whose references each place's query is most easily mistaken for; none to avoid."""
+    """Places whose references each place's query is most easily mistaken for.
+
+    Args:
+        queries: (P, D) feature of every place's queries.
+        references: (P, D) of its reference.
+        k: places per row.
+
+    Returns:
+        (P, k) places, and None: there are none to avoid.
+
+    Raises:
+        ValueError: as in `similarity_neighbours`.
+    """
     return similarity_neighbours(queries, k, references), None
 
 

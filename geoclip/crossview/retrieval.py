@@ -10,11 +10,18 @@ _SIMILARITIES_AT_ONCE = 2**23  # 32 MB in float32, and as much for each mask
 
 
 class Ranked(NamedTuple):
-    """What each of N queries found among the references, on the CPU."""
+    """What each of N queries found among the references, on the CPU.
 
-    rank: torch.Tensor  # (N,) int64 of the first right reference, from 1
-    hit: torch.Tensor | None  # (N,) bool: no wrong one before it, semi-positives set aside
-    precision: dict[str, torch.Tensor]  # "ap" and "ap_step", (N,) float64
+    Attributes:
+        rank: (N,) int64 of the first right reference, from 1.
+        hit: (N,) bool, no wrong one before it, semi-positives set aside; None without semi-positives.
+        precision: "ap" and "ap_step", (N,) float64.
+        references: number M of them.
+    """
+
+    rank: torch.Tensor
+    hit: torch.Tensor | None
+    precision: dict[str, torch.Tensor]
     references: int
 
     def successes(self) -> dict[str, torch.Tensor]:
@@ -37,7 +44,14 @@ def retrieval_metrics(
     *,
     semi_positives: torch.Tensor | None = None,
 ) -> dict[str, float]:
-    """The means of what `rank_references` finds.
+    """The means of what `rank_references`, which takes the same arguments, finds.
+
+    Args:
+        queries: (N, D) features.
+        references: (M, D) features.
+        query_labels: (N,) int64.
+        reference_labels: (M,) int64.
+        semi_positives: (N, K) int64 rows of the references, −1 padded.
 
     Returns:
         Fractions: "recall@1", "recall@5", "recall@10" and "recall@1%" (of M, at least one) of queries with a

@@ -14,8 +14,9 @@ from geoclip.crossview.evaluation import rank_views
 from geoclip.crossview.mining import similar_places, surprising_places
 from geoclip.crossview.model import CrossViewEncoder
 from geoclip.crossview.views import CrossViews
+from geoclip.named_policy import named_policy
 from geoclip.training_ranks import TrainingRanks
-from semivario_kernels import NegativePolicy, VariogramModel, semivariogram_info_nce
+from semivario_kernels import VariogramModel, semivariogram_info_nce
 
 
 class CrossViewTraining(LightningModule):
@@ -34,11 +35,14 @@ class CrossViewTraining(LightningModule):
             they are near.
         policy: preset of `NegativePolicy`; a semivariogram of the features themselves then tells hard
             negatives from false ones.
-        strengths: the preset's arguments.
+        strengths: the preset's arguments, for example {"hard": 1, "false": 6}.
         variogram: JSON file of the semivariogram of features, for policies that read it.
 
     Raises:
-        ValueError: numbers out of range, an unknown policy, backbone or similarity.
+        ValueError: numbers out of range, an unknown policy, backbone or similarity, strengths that the policy
+            does not take, a policy without the semivariogram that it reads, or a file that is none.
+        FileNotFoundError: there is no such variogram file.
+        RuntimeError: timm's weights cannot be loaded.
     """
 
     def __init__(
@@ -64,10 +68,7 @@ class CrossViewTraining(LightningModule):
             raise ValueError(f"similarity_every: wanted at least 0, got {similarity_every}")
         if similarity_by not in ("cosine", "surprise"):
             raise ValueError(f"similarity_by: wanted 'cosine' or 'surprise', got {similarity_by!r}")
-        preset = getattr(NegativePolicy, policy, None) if policy.isidentifier() else None
-        if preset is None or not isinstance(vars(NegativePolicy).get(policy), classmethod):
-            raise ValueError(f"policy: wanted a preset of NegativePolicy, got {policy!r}")
-        self.policy: NegativePolicy = preset(**(strengths or {}))
+        self.policy = named_policy(policy, strengths or {})
         self.variogram = None if variogram is None else VariogramModel.load(variogram)
         if self.policy.reads_dissimilarity and self.variogram is None:
             raise ValueError(
@@ -81,7 +82,11 @@ class CrossViewTraining(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Loss of {"query", "reference" (n, 3, H, W), "query_row", "reference_row" (n,)}."""
+        """Loss of {"query", "reference" (n, 3, H, W), "query_row", "reference_row" (n,)}.
+
+        Raises:
+            ValueError: the policy reads places, and the data set has none.
+        """
         x, y = self.encoder(batch["query"]), self.encoder(batch["reference"])
         latlon = self._data.train_views.reference_latlon
         places = None

@@ -80,7 +80,13 @@ def training_transform(size: Size, mean: Numbers, std: Numbers, *, grid_ratio: f
 
 
 def plain_transform(size: Size, mean: Numbers, std: Numbers) -> nn.Module:
-    """Resize a (3, H, W) uint8 image and normalise it: (3, height, width) float32."""
+    """Resize a (3, H, W) uint8 image and normalise it: (3, height, width) float32.
+
+    Args:
+        size: height and width in pixels.
+        mean: of each channel, in 0 … 1.
+        std: its standard deviation.
+    """
     transform: nn.Module = v2.Compose(
         [v2.Resize(size, antialias=True), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     )

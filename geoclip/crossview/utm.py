@@ -18,6 +18,12 @@ def utm_to_latlon(
 
     Source: Karney, 2011, "Transverse Mercator with an accuracy of a few nanometers", equations 11, 15 and 36.
 
+    Args:
+        easting_m: (n,) metres, the false easting of 500 km included.
+        northing_m: (n,) metres, in the south with the false northing of 10,000 km.
+        zone: 1 … 60.
+        southern: whether the places lie in the south.
+
     Raises:
         ValueError: a zone outside 1 … 60, an easting outside 100 … 900 km or a northing outside
             0 … 10,000 km.

@@ -14,12 +14,20 @@ MEASURED_BATCHES = 64  # of an epoch, evenly spaced: distances within a batch gr
 
 
 class Coverage(NamedTuple):
-    """One epoch of one sampler."""
+    """One epoch of one sampler.
+
+    Attributes:
+        batches: number of batches.
+        distinct_rows: rows that come at least once.
+        left_out: rows that do not come.
+        mean_neighbour_km: great-circle distance to the nearest other row of the batch, km, mean over the rows
+            of up to 64 batches; NaN without places.
+    """
 
     batches: int
-    distinct_rows: int  # rows that come at least once
-    left_out: int  # rows that do not come
-    mean_neighbour_km: float  # to the nearest other row of a batch, of MEASURED_BATCHES; NaN without places
+    distinct_rows: int
+    left_out: int
+    mean_neighbour_km: float
 
 
 def coverage(batches: NDArray[np.integer], rows: int, latlon: NDArray[np.float64] | None = None) -> Coverage:

@@ -110,7 +110,15 @@ class EpochBatchSampler(Sampler[list[int]]):
             self.epoch, self._handed_out, self._resume_at = epoch, 0, 0
 
     def set_neighbours(self, neighbours: Table | None, avoid: Table | None = None) -> None:
-        """Draw from other tables from now on: dynamic sampling. Call it between epochs, on every rank."""
+        """Draw from other tables from now on: dynamic sampling. Call it between epochs, on every rank.
+
+        Args:
+            neighbours: (P, K) int32, as the sampler takes it.
+            avoid: (P, F) int32, likewise.
+
+        Raises:
+            ValueError: a table that does not fit the data.
+        """
         self.neighbours, self.avoid = self._checked("neighbours", neighbours), self._checked("avoid", avoid)
         self._replaced, self._plan = True, None
 
@@ -132,7 +140,15 @@ class EpochBatchSampler(Sampler[list[int]]):
         return self._planned(self.epoch)
 
     def coverage(self, latlon: NDArray[np.float64] | None = None, epoch: int | None = None) -> Coverage:
-        """What this rank's batches of an epoch, this one, cover; `latlon` (N, 2) in degrees, of the rows."""
+        """What this rank's batches of an epoch cover.
+
+        Args:
+            latlon: (N, 2) latitude and longitude of the rows in degrees; without it no distance is measured.
+            epoch: which; the sampler's own when left out.
+
+        Raises:
+            ValueError: `latlon` has another number of rows.
+        """
         return coverage(self._planned(self.epoch if epoch is None else epoch), self.rows, latlon)
 
     def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class RandomBatchSampler:
 
 
 def check_batch_size(batch_size: int, rows: int) -> None:
-    """Refuse a batch size below 1 or above the number of rows."""
+    """Refuse a batch size below 1 or above the number of rows, by a ValueError."""
     if not 1 <= batch_size <= rows:
         raise ValueError(
             f"batch_size: wanted between 1 and the {rows} rows of the data set, got {batch_size}"

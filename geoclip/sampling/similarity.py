@@ -17,8 +17,8 @@ def similarity_neighbours(
 ) -> Table:
     """The k references most similar to every query by cosine, its own left out.
 
-    Across views a query's neighbours are the references it is most easily mistaken for (Deuser et al., 2023,
-    section 3.4). Streams over the references: nothing of size N × N is held.
+    Across views a query's neighbours are the references it is most easily mistaken for: Sample4Geo's dynamic
+    similarity sampling (Deuser et al., 2023). Streams over the references: nothing of size N × N is held.
 
     Args:
         queries: (N, D) embeddings, any length.
@@ -42,7 +42,7 @@ def similarity_neighbours(
 def most_similar(
     queries: torch.Tensor, k: int, references: torch.Tensor | None = None
 ) -> tuple[Table, NDArray[np.float32]]:
-    """Rows and cosines of `similarity_neighbours`, (N, min(k, N − 1)) each."""
+    """Rows and cosines, (N, min(k, N − 1)) each; arguments and errors of `similarity_neighbours`."""
     references = queries if references is None else references
     if k < 1:
         raise ValueError(f"k: wanted at least 1 neighbour, got {k}")

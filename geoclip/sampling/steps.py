@@ -17,6 +17,8 @@ class StepSampler(Sampler[list[int]]):
         first_step: asked when iteration begins; the trainer's step, so that a resumed run goes on there.
         last_step: number of steps of the whole run, also its length: Lightning counts the steps before a
             resumption too.
+
+    Nothing is checked here: what `batch` raises comes when the step is asked for.
     """
 
     def __init__(self, batch: Callable[[int], Rows], first_step: Callable[[], int], last_step: int) -> None:

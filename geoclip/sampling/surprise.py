@@ -19,10 +19,15 @@ _DEFAULT_POLICY = NegativePolicy.explained(hard=1.0, false=1.0)
 
 
 class SurpriseNeighbours(NamedTuple):
-    """Two tables of rows, int32, the strongest first, padded by −1."""
+    """Two tables of rows, the strongest first, padded by −1.
 
-    hard: Table  # (N, k): alike although far; a batch should hold them together
-    false: Table  # (N, k): alike because near; a batch should not
+    Attributes:
+        hard: (N, k) int32, alike although far: a batch should hold them together.
+        false: (N, k) int32, alike because near: a batch should not.
+    """
+
+    hard: Table
+    false: Table
 
 
 def surprise_neighbours(
@@ -50,6 +55,9 @@ def surprise_neighbours(
         policy: one whose log-weight reads γ.
         references: (N, E) embeddings of the other view, row i that of place i, where the semivariogram was
             measured across views: d is then between a place's embedding and another's reference.
+
+    Returns:
+        Both tables; a row of either may be all −1.
 
     Raises:
         ValueError: embeddings as in `similarity_neighbours`, latlon that is not (N, 2) finite degrees,
