@@ -9,17 +9,17 @@ import numpy as np
 
 from semivario_kernels import binned_semivariance, fit_variogram, log_edges_km
 
-PLACES, E, RANGE_KM = 4000, 128, 800.0
+PLACES, E, AXIS_KM = 4000, 128, 800.0
 
 
 def random_field(latlon: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Embeddings whose likeness falls with distance, half of it within some hundred kilometres."""
+    """Embeddings whose likeness falls with distance, by 1/e within 500 km."""
     latitude, longitude = np.radians(latlon).T
     xyz = np.stack(
         (np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)), axis=1
     )
-    # Cauchy frequencies give an exponential correlation in each direction
-    frequencies = generator.standard_cauchy((3, 16 * E)) * 6371.0088 / RANGE_KM
+    # Cauchy frequencies give a correlation of exp(−(|Δx| + |Δy| + |Δz|) / 800 km)
+    frequencies = generator.standard_cauchy((3, 16 * E)) * 6371.0088 / AXIS_KM
     waves = np.cos(xyz @ frequencies + generator.uniform(0, 2 * np.pi, 16 * E))
     mixed = waves @ generator.normal(size=(16 * E, E)) / np.sqrt(8 * E)
     return mixed + 0.4 * generator.normal(size=mixed.shape)  # and what is each photo's own: the nugget

@@ -224,9 +224,9 @@ def test_bad_input_is_named(tmp_path, capsys):
         CrossViewData("paris", str(root))
     with pytest.raises(ValueError, match=r"batch of 128 different places .*28 rows of 7 places"):
         CrossViewData("university1652", str(root), sampling="random")
-    with pytest.raises(ValueError, match="policy: wanted one of none, .*got 'torch_terms'"):
+    with pytest.raises(ValueError, match=r"policy: wanted one of none, .*got 'torch_terms'"):
         CrossViewTraining(TINY, pretrained=False, policy="torch_terms")
-    with pytest.raises(ValueError, match="strengths: .*unexpected keyword argument 'wieght'"):
+    with pytest.raises(ValueError, match=r"strengths: .*unexpected keyword argument 'wieght'"):
         CrossViewTraining(TINY, pretrained=False, policy="distance_linear", strengths={"wieght": 1.0})
     with pytest.raises(ValueError, match="variogram: policy 'explained' reads the semivariogram"):
         CrossViewTraining(TINY, pretrained=False, policy="explained")
