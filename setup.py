@@ -34,7 +34,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/amx_product.cpp"]
-KERNELS = ["csrc/cpu/tile_kernels.cpp", "csrc/cpu/binned_kernels.cpp"]  # compiled once per instruction set
+# compiled once per instruction set
+KERNELS = [f"csrc/cpu/{name}_kernels.cpp" for name in ("tile", "binned", "ranking")]
 X86_LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],

@@ -29,9 +29,10 @@ T* at(Address address) {
 }
 
 // Positions with one array per coordinate, as the SIMD loops over columns read them.
+template <typename T>
 class Coordinates {
   public:
-    Coordinates(const float* positions, Index count) : values_(positions == nullptr ? 0 : 3 * count) {
+    Coordinates(const T* positions, Index count) : values_(positions == nullptr ? 0 : 3 * count) {
         for (int k = 0; k < 3; ++k) {
             axes_[k] = values_.data() + (positions == nullptr ? 0 : k * count);
             if (positions == nullptr) continue;
@@ -39,11 +40,11 @@ class Coordinates {
         }
     }
     Coordinates(const Coordinates&) = delete;
-    const float* const* axes() const { return axes_; }
+    const T* const* axes() const { return axes_; }
 
   private:
-    std::vector<float> values_;
-    const float* axes_[3];
+    std::vector<T> values_;
+    const T* axes_[3];
 };
 
 class Epilogue {
@@ -117,7 +118,7 @@ class Epilogue {
 
   private:
     const Kernels& kernels_;
-    Coordinates q_;
+    Coordinates<float> q_;
     LossConstants constants_{};
 };
 
@@ -195,12 +196,29 @@ class Product {
 };
 
 void haversine(Address p, Index rows, Address q, Index columns, Address out, Index stride, int threads) {
-    const Coordinates gallery(at<const float>(q), columns);
+    const Coordinates<float> gallery(at<const float>(q), columns);
     choose_kernels().haversine(at<const float>(p), rows, gallery.axes(), columns, {at<float>(out), stride}, threads);
 }
 
+void haversine_float64(Address p, Index rows, Address q, Index columns, Address out, Index stride, int threads) {
+    const Coordinates<double> gallery(at<const double>(q), columns);
+    choose_kernels().haversine_float64(at<const double>(p), rows, gallery.axes(), columns, {at<double>(out), stride},
+                                       threads);
+}
+
+void rank_tile(Index first_row, Index rows, Index first_column, Index columns, Address scores, Index stride,
+               Address best, Index k, int threads) {
+    choose_kernels().ranking->rank_tile({first_row, rows, first_column, columns}, {at<const float>(scores), stride},
+                                        at<std::uint64_t>(best), k, threads);
+}
+
+void read_ranking(Address best, Index rows, Index k, Address values, Address indices, int threads) {
+    choose_kernels().ranking->read_ranking(at<std::uint64_t>(best), rows, k, at<float>(values), at<Index>(indices),
+                                           threads);
+}
+
 void pair_distances(Index count, Address p, Address q, Address h, Address chord) {
-    const Coordinates second(at<const float>(q), count);
+    const Coordinates<float> second(at<const float>(q), count);
     choose_kernels().distances(count, at<const float>(p), second.axes(), at<float>(h), at<float>(chord));
 }
 
@@ -251,6 +269,9 @@ PYBIND11_MODULE(_native, m) {
     m.def("amx_unavailable", [] { return semivario::amx_unavailable(); }, "Why AMX cannot be used, or None.");
 
     m.def("haversine", &semivario::haversine, release(), "Great-circle distances in km, (rows, columns).");
+    m.def("haversine_float64", &semivario::haversine_float64, release(), "The same in float64.");
+    m.def("rank_tile", &semivario::rank_tile, release(), "Adds a tile of scores to the best k of its rows.");
+    m.def("read_ranking", &semivario::read_ranking, release(), "Values and indices of the best k of every row.");
     m.def("pair_distances", &semivario::pair_distances, release(),
           "h and chord in km of pairs (p_k, q_k), for the tests.");
 }

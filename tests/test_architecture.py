@@ -19,6 +19,7 @@ BACKENDS = {
         "binned_cuda",
         "cuda_epilogue",
         "cuda_ranking",
+        "native_ranking",
     },
     "triton": {"triton"},
 }

@@ -40,13 +40,14 @@ Span chunk_at(std::int64_t start, std::int64_t end, int most) {
     return {start, static_cast<int>(left < most ? left : most)};
 }
 
-template <bool wants_arc, bool wants_chord>
-void distance_stage(In p, In qx, In qy, In qz, int n, Out h, Out chord) {
-    const float px = p[0], py = p[1], pz = p[2];
+template <bool wants_arc, bool wants_chord, typename T>
+void distance_stage(const T* SEMIVARIO_RESTRICT p, const T* SEMIVARIO_RESTRICT qx, const T* SEMIVARIO_RESTRICT qy,
+                    const T* SEMIVARIO_RESTRICT qz, int n, T* SEMIVARIO_RESTRICT h, Out chord) {
+    const T px = p[0], py = p[1], pz = p[2];
     SEMIVARIO_SIMD
     for (int j = 0; j < n; ++j) {
-        const float near = squared_norm(px - qx[j], py - qy[j], pz - qz[j]);
-        const float far = squared_norm(px + qx[j], py + qy[j], pz + qz[j]);
+        const T near = squared_norm(px - qx[j], py - qy[j], pz - qz[j]);
+        const T far = squared_norm(px + qx[j], py + qy[j], pz + qz[j]);
         if constexpr (wants_arc) h[j] = great_circle_km(near, far);
         if constexpr (wants_chord) chord[j] = chord_km(near);
     }
@@ -388,16 +389,16 @@ void gradient(const LossConstants& loss, Tile tile, Matrix<float> logits, Matrix
     }
 }
 
-void haversine(const float* p, std::int64_t rows, const float* const q[3], std::int64_t columns, Matrix<float> out,
-               int threads) {
+template <typename T>
+void haversine(const T* p, std::int64_t rows, const T* const q[3], std::int64_t columns, Matrix<T> out, int threads) {
 #if !defined(_MSC_VER)
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * columns > WORTH_THREADS)
 #endif
     for (std::int64_t i = 0; i < rows; ++i) {
         for (std::int64_t start = 0; start < columns; start += CHUNK) {
             const Span local = chunk_at(start, columns, CHUNK);
-            distance_stage<true, false>(p + 3 * i, q[0] + start, q[1] + start, q[2] + start, local.size,
-                                        out.row(i) + start, nullptr);
+            distance_stage<true, false, T>(p + 3 * i, q[0] + start, q[1] + start, q[2] + start, local.size,
+                                           out.row(i) + start, nullptr);
         }
     }
 }
@@ -441,6 +442,7 @@ void terms(const LossConstants& loss, std::int64_t total, const float* h, const 
 }  // namespace
 
 BinnedTile SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA);
+extern const RankingKernels SEMIVARIO_NAME(ranking_kernels_, SEMIVARIO_ISA);
 
 extern const Kernels SEMIVARIO_NAME(kernels_, SEMIVARIO_ISA);
 const Kernels SEMIVARIO_NAME(kernels_, SEMIVARIO_ISA) = {
@@ -448,8 +450,10 @@ const Kernels SEMIVARIO_NAME(kernels_, SEMIVARIO_ISA) = {
     forward,
     column_statistics,
     gradient,
-    haversine,
+    haversine<float>,
+    haversine<double>,
     SEMIVARIO_NAME(binned_tile_, SEMIVARIO_ISA),
+    &SEMIVARIO_NAME(ranking_kernels_, SEMIVARIO_ISA),
     distances,
     terms,
 };

@@ -7,6 +7,7 @@
 #include "../tile.h"
 #include "../variogram.h"
 #include "binned_kernels.h"
+#include "ranking_kernels.h"
 
 namespace semivario {
 
@@ -45,8 +46,11 @@ struct Kernels {
     // Great-circle distances in km of p (rows, 3) and of q's columns.
     void (*haversine)(const float* p, std::int64_t rows, const float* const q[3], std::int64_t columns,
                       Matrix<float> out, int threads);
+    void (*haversine_float64)(const double* p, std::int64_t rows, const double* const q[3], std::int64_t columns,
+                              Matrix<double> out, int threads);
 
     BinnedTile* binned_tile;
+    const RankingKernels* ranking;
 
     // The headers value by value, n pairs each, for the tests.
     void (*distances)(std::int64_t n, const float* p, const float* const q[3], float* h, float* chord);

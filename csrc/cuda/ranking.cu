@@ -1,12 +1,11 @@
 // The best k scores of every row, streaming over tiles of scores.
 //
-// A score and its place travel as one 64-bit key: the value's bits in an order that unsigned comparison sorts (NaN
-// above all, −0 as 0), below them the complement of the index, so that the larger of two keys is the better score,
-// or the smaller index of equal ones. No two keys are equal: the result depends on no order of execution.
+// Scores travel as the keys of ranking.h, no two of which are equal: the result depends on no order of execution.
 //
 //   grid     one block per row
 //   shared   the best k so far, descending, and behind them the scores of this tile that beat the k-th; both are
 //            sorted together when the room is used up and at the end
+#include "../ranking.h"
 #include "launch.h"
 #include "quad.h"
 #include "softmax_sums.h"
@@ -18,12 +17,6 @@ constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
 constexpr int STEP = THREADS * QUAD;
 constexpr int ROOM = MOST_RANKED + STEP;  // a power of two
-
-__device__ __forceinline__ std::uint64_t key_of(float score, std::int64_t index) {
-    const std::uint32_t bits = bits_of(score + 0.0f);
-    const std::uint32_t ordered = score != score ? 0xffffffffu : ((bits >> 31) != 0 ? ~bits : bits | 0x80000000u);
-    return static_cast<std::uint64_t>(ordered) << 32 | ~static_cast<std::uint32_t>(index);
-}
 
 // Sorts keys[0 … size), size a power of two, into descending order.
 __device__ __forceinline__ void sort_descending(std::uint64_t* keys, int size) {
@@ -89,7 +82,7 @@ __global__ void __launch_bounds__(THREADS)
         int own = 0;
 #pragma unroll
         for (int j = 0; j < QUAD; ++j) {
-            const std::uint64_t key = j < count ? key_of(quad.at[j], tile.first_column + start + j) : 0;
+            const std::uint64_t key = j < count ? ranking_key(quad.at[j], tile.first_column + start + j) : 0;
             found[j] = key > worst ? key : 0;
             own += found[j] != 0 ? 1 : 0;
         }
@@ -118,9 +111,8 @@ __global__ void __launch_bounds__(THREADS)
     read_keys(const std::uint64_t* best, std::int64_t count, float* values, std::int64_t* indices) {
     const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (at >= count) return;
-    const std::uint32_t ordered = static_cast<std::uint32_t>(best[at] >> 32);
-    values[at] = float_of((ordered >> 31) != 0 ? ordered & 0x7fffffffu : ~ordered);
-    indices[at] = static_cast<std::int64_t>(~static_cast<std::uint32_t>(best[at]));
+    values[at] = ranked_score(best[at]);
+    indices[at] = ranked_index(best[at]);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Matrix products by torch's BLAS, all after them in one pass of compiled code, on the CPU and on CUDA.
 
-float64 inputs go through torch's arithmetic: the compiled one is float32.
+The loss and the semivariogram of float64 inputs go through torch's arithmetic: the compiled one is float32.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from semivario_kernels.backends import amx_product, cuda_epilogue, native_epilogue, tiled_matrices
+from semivario_kernels.backends import (
+    amx_product,
+    cuda_epilogue,
+    cuda_ranking,
+    native_epilogue,
+    native_ranking,
+    tiled_matrices,
+)
 from semivario_kernels.backends.amx_product import AmxProduct
 from semivario_kernels.backends.binned_amx import AmxProducts
 from semivario_kernels.backends.binned_cuda import CudaBinning
@@ -18,7 +25,6 @@ from semivario_kernels.backends.binned_native import NativeBinning
 from semivario_kernels.backends.binned_products import TorchProducts
 from semivario_kernels.backends.binned_torch import TorchBinning
 from semivario_kernels.backends.cuda_epilogue import CudaEpilogue
-from semivario_kernels.backends.cuda_ranking import topk_gallery
 from semivario_kernels.backends.native_epilogue import NativeEpilogue
 from semivario_kernels.backends.tile_driver import Epilogue, FastProducts, Prepared, TileDriver
 from semivario_kernels.backends.tiled_matrices import cosine_dissimilarity
@@ -65,12 +71,19 @@ def _epilogue(prepared: Prepared) -> Epilogue:
 
 def pairwise_haversine(p: torch.Tensor, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(N, M) km in `dtype` from float64 unit vectors (N, 3) and (M, 3)."""
-    if dtype != torch.float32:
+    if p.is_cuda and dtype != torch.float32:
         return tiled_matrices.pairwise_haversine(p, q, dtype)
-    out = torch.empty(p.shape[0], q.shape[0], device=p.device)
+    out = torch.empty(p.shape[0], q.shape[0], dtype=dtype, device=p.device)
     haversine_km = cuda_epilogue.haversine_km if p.is_cuda else native_epilogue.haversine_km
-    haversine_km(p.float(), q.float(), out)
+    haversine_km(p.to(dtype), q.to(dtype), out)
     return out
+
+
+def topk_gallery(x: torch.Tensor, y: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest ⟨x_i, y_j⟩ of every row and their indices, (N, k) each, equal values by index."""
+    if x.is_cuda:
+        return cuda_ranking.topk_gallery(x, y, k)
+    return native_ranking.topk_gallery(x, y, k)
 
 
 def binning(embeddings: Sequence[torch.Tensor], request: BinnedRequest) -> PairBinning:

@@ -169,16 +169,15 @@ class NativeEpilogue:
 
 
 def haversine_km(p: Tensor, q: Tensor, out: Tensor) -> None:
-    """Write the distances in km of float32 unit vectors (n, 3) and (m, 3) into `out` (n, m), float32."""
+    """Write distances in km of unit vectors (n, 3) and (m, 3) into `out` (n, m), all float32 or float64."""
     p, q = p.contiguous(), q.contiguous()
-    out_address, stride = matrix("out", out, (len(p), len(q)), torch.float32, CPU)
-    _native.haversine(
-        address(p, torch.float32, CPU),
+    haversine = _native.haversine_float64 if out.dtype == torch.float64 else _native.haversine
+    haversine(
+        address(p, out.dtype, CPU),
         len(p),
-        address(q, torch.float32, CPU),
+        address(q, out.dtype, CPU),
         len(q),
-        out_address,
-        stride,
+        *matrix("out", out, (len(p), len(q)), out.dtype, CPU),
         torch.get_num_threads(),
     )
 

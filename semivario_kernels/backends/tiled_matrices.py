@@ -42,7 +42,7 @@ def topk_gallery(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
         where = torch.empty(len(rows), 0, dtype=torch.int64, device=x.device)
         for start in range(0, y.shape[0], tile):
             scores = queries @ y[start : start + tile].to(dtype).T
-            if best.shape[1] == k and not bool((scores.amax(dim=1) > best[:, -1]).any()):
+            if best.shape[1] == k and bool((scores.amax(dim=1) <= best[:, -1]).all()):
                 continue  # no new entry beats the k-th best, and ties go to the earlier index
             found, columns = _stable_topk(scores, min(k, scores.shape[1]))
             best, order = torch.sort(torch.cat([best, found], dim=1), dim=1, descending=True, stable=True)
@@ -55,8 +55,10 @@ def topk_gallery(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """torch.topk, with equal values in the order of their index."""
-    values, indices = scores.topk(k, dim=1)
-    tied = (values[:, 1:] == values[:, :-1]).any(dim=1) | ((scores >= values[:, -1:]).sum(dim=1) > k)
+    # one more than wanted: a value that equals the k-th shows there
+    values, indices = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    tied = ((values[:, 1:] == values[:, :-1]) | values[:, 1:].isnan()).any(dim=1)
+    values, indices = values[:, :k], indices[:, :k]
     rows = tied.nonzero()[:, 0]
     if len(rows):
         ordered, order = torch.sort(scores[rows], dim=1, descending=True, stable=True)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from epilogue_cases import (
@@ -205,6 +206,30 @@ def test_haversine(shape: tuple[int, int], isa: str):
     expected = great_circle_km(p.double(), q.double())
     assert ((out.view.double() - expected).abs() <= (1e-6 * expected).clamp(min=1e-3)).all()
     assert expected.max() > EARTH_RADIUS_KM or shape == (1, 1)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("shape", [(1, 1), (40, 700)], ids=str)
+def test_haversine_in_float64(shape: tuple[int, int], isa: str, monkeypatch: pytest.MonkeyPatch):
+    select(isa, monkeypatch)
+    p, q = (unit_vectors(places(n, seed)) for n, seed in zip(shape, (1, 2), strict=True))
+    q[1:4] = p[:1]  # no distance, half a turn, and some micrometres
+    q[2:3] *= -1
+    q[3:4] = torch.nn.functional.normalize(q[3:4] + torch.tensor([1e-12, 0.0, 0.0]))
+    out = Surrounded(torch.full(shape, torch.nan, dtype=torch.float64))
+    haversine_km(p, q, out.view)
+    assert out.is_surrounded()
+    near, far = (
+        np.sqrt(sum(np.square(a + sign * b) for a, b in zip(*coordinates(p, q), strict=True)))
+        for sign in (-1, 1)
+    )
+    expected = 2 * np.longdouble("6371.0088") * np.arctan2(near, far)
+    np.testing.assert_allclose(out.view.numpy(), expected.astype(float), rtol=1e-15, atol=1e-19)
+
+
+def coordinates(p: torch.Tensor, q: torch.Tensor):
+    wide = (side.numpy().astype(np.longdouble) for side in (p[:, None], q[None]))
+    return tuple(np.moveaxis(side, 2, 0) for side in wide)
 
 
 def test_refuses_what_it_cannot_serve():

@@ -4,13 +4,15 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from semivario_kernels import available_backends, topk_gallery
-from semivario_kernels.backends import tiled_matrices
+from semivario_kernels.backends import native_ranking, tiled_matrices
 
 
 @pytest.fixture(params=available_backends(), autouse=True)
 def backend(request, monkeypatch):
     monkeypatch.setenv("SEMIVARIO_BACKEND", request.param)
     monkeypatch.setattr(tiled_matrices, "TILE", 12)  # tiles of 96 places, or 2k: smaller than the gallery
+    monkeypatch.setattr(native_ranking, "MOST_COLUMNS", 96)
+    monkeypatch.setattr(native_ranking, "ROWS", 10)
 
 
 @pytest.fixture
@@ -50,6 +52,15 @@ def test_ties_across_tiles_come_in_the_order_of_their_index():
     y[[7, 95, 96, 200, 299]] = 1.0
     _, indices = topk_gallery(torch.ones(2, 1), y, 6)
     assert indices.tolist() == [[7, 95, 96, 200, 299, 0]] * 2
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_nan_comes_first_wherever_it_is(k):
+    y = torch.arange(300.0)[:, None]
+    y[[7, 95, 96, 299]] = torch.nan
+    values, indices = topk_gallery(torch.ones(2, 1), y, k)
+    assert indices.tolist() == [[7, 95, 96, 299, 298, 297][:k]] * 2
+    assert values[:, :4].isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import triton.language as tl
 
 EARTH_DIAMETER_KM = tl.constexpr(12742.0176)  # 2R, R = 6371.0088
 EARTH_RADIUS_KM = tl.constexpr(6371.0088)
-HALF_TURN_KM = tl.constexpr(20015.114352186374)  # πR
+HALF_TURN_KM = tl.constexpr(20015.114442035924)  # πR
 LOG2_E = tl.constexpr(1.442695040888963)
 LN_2 = tl.constexpr(0.693147180559945)
 GAUSSIAN_RESCALE_SQUARED = tl.constexpr(0.785398163397448)  # π/4
