@@ -85,6 +85,9 @@ class EmbeddingStore:
     def open(cls, path: str | Path) -> EmbeddingStore:
         """Opens a complete store and checks every shard's size and coordinates.
 
+        Args:
+            path: the folder that `geoclip embed` or an `EmbeddingWriter` wrote.
+
         Raises:
             FileNotFoundError: there is no such folder, or a shard that meta.json lists is missing.
             ValueError: the folder is no embedding store, is incomplete or empty, or a shard is damaged.

@@ -119,8 +119,7 @@ class Gallery:
                 of their cosines.
 
         Returns:
-            latlon: (n, k, 2) latitude and longitude in degrees, best first.
-            similarity: (n, k) cosines of the features.
+            The places, (n, k, 2) latitude and longitude in degrees, best first, and their (n, k) cosines.
 
         Raises:
             ValueError: wrong shapes, embeddings that are not finite, or k outside 1 … M.

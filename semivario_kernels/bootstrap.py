@@ -38,7 +38,11 @@ class VariogramDraws:
     seed: int
 
     def band(self, level: float = 0.95) -> Floats:
-        """Pointwise percentile band, (2, K): between its rows lie `level` of the draws, in (0, 1]."""
+        """Pointwise percentile band, (2, K): its rows hold the share `level` of the draws between them.
+
+        Raises:
+            ValueError: a level outside (0, 1].
+        """
         return _percentiles(self.gamma, level)
 
 
@@ -57,11 +61,14 @@ class FitDraws:
     failed: int
 
     def interval(self, level: float = 0.95) -> dict[str, Floats]:
-        """Percentile intervals of the parameters.
+        """Percentile intervals of the parameters, which hold the share `level` of the models.
 
         Returns:
             By name, "nugget", "sill" and "range_km" (95 % of the way to the sill, possibly infinite) as
             (2,), and "psill", "len_scale_km" and "alpha" as (2,), or (2, structures) for a nested model.
+
+        Raises:
+            ValueError: a level outside (0, 1].
         """
         values = {
             "nugget": [model.nugget for model in self.models],
@@ -74,7 +81,18 @@ class FitDraws:
         return {name: _percentiles(np.array(column), level) for name, column in values.items()}
 
     def band(self, h_km: Floats, level: float = 0.95) -> Floats:
-        """Pointwise percentile band of the fitted γ at (n,) great-circle distances in km, (2, n)."""
+        """Pointwise percentile band of the fitted γ.
+
+        Args:
+            h_km: (n,) great-circle distances.
+            level: share of the models between its rows.
+
+        Returns:
+            (2, n).
+
+        Raises:
+            ValueError: a level outside (0, 1], or a negative distance.
+        """
         return _percentiles(np.stack([model(h_km) for model in self.models]), level)
 
 

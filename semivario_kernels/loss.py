@@ -54,8 +54,9 @@ def semivariogram_info_nce(
 ) -> torch.Tensor:
     """InfoNCE whose negatives are re-weighted by how alike they look for how far apart they are.
 
-    With similarities s·⟨x_i, y_j⟩, a policy's logit factor a, log-weight b and soft-target mass f, positives
-    t_i and label smoothing ε, over the live entries of every row (all but its excluded ones, M_i in number):
+    With scaled similarities s·⟨x_i, y_j⟩ of the normalised features, a policy's logit factor a, log-weight b
+    and soft-target mass f, positives t_i and label smoothing ε, over the live entries of every row (all but
+    its excluded ones, M_i in number):
 
         l_ij = a_ij · s·⟨x_i, y_j⟩ + b_ij   for j ≠ t_i;      l_it = s·⟨x_i, y_t⟩
         T_ij = (1−ε)·(1[j=t_i] + f_ij) / (1 + Σ_k f_ik) + ε/M_i

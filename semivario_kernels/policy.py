@@ -209,7 +209,15 @@ class NegativePolicy:
         rho: torch.Tensor | None = None,
         sill: float = 0.0,
     ) -> PairTerms:
-        """a, b and f of pairs with distance h (km), dissimilarity d, γ(h) and ρ(h); tensors of one shape."""
+        """a, b and f of pairs, which are taken for negatives with images; nothing is checked.
+
+        Args:
+            h_km: great-circle distances, of any shape.
+            d: dissimilarities, of that shape; d, γ and ρ only where the policy reads them.
+            gamma: γ(h).
+            rho: ρ(h).
+            sill: of the semivariogram, for `explained`.
+        """
         if self.kind == "none":
             return PairTerms()
         if self.kind == "distance":

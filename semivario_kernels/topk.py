@@ -29,10 +29,9 @@ def topk_gallery(
             for k above 1,024 or in float64, wait for the GPU between tiles; "triton" never does.
 
     Returns:
-        values: (N, k) inner products ⟨x_i, y_j⟩, falling, float64 where `x` is float64, else float32.
-        indices: (N, k) int64; equal values come in the order of their index.
-
-        Both without a gradient, and as NumPy arrays where NumPy came in.
+        The values, (N, k) inner products ⟨x_i, y_j⟩, falling, float64 where `x` is float64, else float32; and
+        their indices, (N, k) int64, equal values in the order of their index. Both without a gradient, and as
+        NumPy arrays where NumPy came in.
 
     Raises:
         ValueError: empty inputs, shapes that do not agree, different devices or dtypes, k outside 1 … M, a

@@ -159,8 +159,8 @@ class VariogramModel:
         """Spatial correlation ρ(h) in [0, 1] at great-circle distances h ≥ 0 in km.
 
         Returns:
-            What came in: a float for a number, a float64 NumPy array for an array or list, a tensor for a
-            tensor.
+            A float for a number, a float64 NumPy array for an array or list, a tensor for a tensor, of the
+            shape that came.
 
         Raises:
             ValueError: a negative or NaN distance (looked for on the CPU).

@@ -75,7 +75,7 @@ def explain_backend(tensor: torch.Tensor) -> str:
         tensor: on the device in question; its values and dtype are not looked at.
 
     Returns:
-        One line per backend, "name: why", that which runs first.
+        A line of name and reason per backend, that which runs first.
 
     Raises:
         ValueError: SEMIVARIO_BACKEND names a backend that is unknown or cannot serve the device.
