@@ -86,7 +86,8 @@ def geolocation_metrics(
 
     Returns:
         By name, "within_1_km", …, "within_2500_km", "median_km", "mean_km" and "geoscore", a dictionary of
-        "value", "low" and "high". "within_*" are fractions; a distance equal to the threshold counts as within.
+        "value", "low" and "high". "within_*" are fractions; a distance equal to the threshold counts as
+        within.
 
     Raises:
         ValueError: places as in `great_circle_km`, `bootstrap` below 1, `confidence` outside (0, 1).

@@ -68,7 +68,7 @@ def quantile_edges_km(
         seed: seed of the sample.
 
     Returns:
-        (at most bins+1,) float64 km: from 0 to just above the largest distance of the sample, or max_lag_km.
+        (at most bins+1,) float64 km, from 0 to just above the largest distance of the sample, or max_lag_km.
 
     Raises:
         ValueError: bad coordinates, fewer than two places, no bin, or no pair within `max_lag_km`.

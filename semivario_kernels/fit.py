@@ -141,7 +141,7 @@ def fit_variogram(
         nugget: False keeps the nugget at 0.
 
     Returns:
-        The best of three starts. Degenerate data do not raise: `resolvable` is False and `note` says why.
+        The best of three starts. Degenerate data do not raise; `resolvable` is then False, `note` says why.
 
     Raises:
         ValueError: no EmpiricalVariogram; an unknown kind, metric or weights; or no more filled bins than

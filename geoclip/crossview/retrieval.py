@@ -54,10 +54,11 @@ def retrieval_metrics(
         semi_positives: (N, K) int64 rows of the references, −1 padded.
 
     Returns:
-        Fractions by name. "recall@1", "recall@5", "recall@10" and "recall@1%" (of M, at least one) of queries with a
-        right reference among the first k; "hit_rate" (VIGOR, Zhu et al., 2021: no wrong reference comes
-        first, semi-positives set aside), where semi-positives are given; "ap", University-1652's average
-        precision (trapezoids between the recall levels), and "ap_step", scikit-learn's (their right ends).
+        Fractions by name. "recall@1", "recall@5", "recall@10" and "recall@1%" (of M, at least one) of queries
+        with a right reference among the first k; "hit_rate" (VIGOR, Zhu et al., 2021: no wrong reference
+        comes first, semi-positives set aside), where semi-positives are given; "ap", University-1652's
+        average precision (trapezoids between the recall levels), and "ap_step", scikit-learn's (their right
+        ends).
 
     Raises:
         ValueError: as in `rank_references`.
