@@ -8,6 +8,7 @@ the loss reads the positions and the frozen embeddings.
 """
 
 import logging
+import math
 import tempfile
 
 import torch
@@ -25,7 +26,7 @@ from semivario_kernels import (
     log_edges_km,
 )
 
-PLACES, E, D = 2048, 96, 64
+PLACES, BATCH, E, D = 2048, 256, 96, 64
 
 
 class LocationCLIP(LightningModule):
@@ -75,7 +76,7 @@ def main() -> None:
     fit = fit_variogram(empirical, "stable", metric="chord")
 
     model = LocationCLIP(fit.model)
-    data = DataLoader(TensorDataset(embeddings, latlon), batch_size=256, shuffle=True)
+    data = DataLoader(TensorDataset(embeddings, latlon), batch_size=BATCH, shuffle=True)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=8,
@@ -88,8 +89,12 @@ def main() -> None:
         trainer.fit(model, data)
         trainer.save_checkpoint(f"{folder}/model.ckpt")
         restored = LocationCLIP.load_from_checkpoint(f"{folder}/model.ckpt", weights_only=True)
-    print(f"loss {trainer.callback_metrics['loss'].item():.2f} after {trainer.global_step} steps")
-    print(f"semivariogram from the checkpoint: {restored.loss.variogram}")
+    loss = trainer.callback_metrics["loss"].item()
+    print(
+        f"loss {loss:.2f} after {trainer.global_step} steps; a guess costs ln {BATCH} = {math.log(BATCH):.2f}"
+    )
+    variogram = restored.loss.variogram
+    print(f"from the checkpoint: a {variogram.kind} semivariogram, range {variogram.range_km():,.0f} km")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def lightning_module(printed):
     loss, steps = numbers(r"loss ([\d.]+) after (\d+) steps", printed)
     assert steps == 64
     assert loss < 4.5  # ln 256 = 5.5
-    assert "kind='stable'" in printed
+    (range_km,) = numbers(r"checkpoint: a stable semivariogram, range ([\d,]+) km", printed)
+    assert 2000 < range_km < 4500
 
 
 def semivariogram_of_embeddings(printed):
