@@ -119,12 +119,19 @@ class NegativePolicy:
         """b = hard·(1−ρ)·e⁺ − false·ρ·max(0, 1 − d/sill).
 
         As `semivariogram`, but a near pair is excused for how alike it is, not for surprise: where γ(h) is
-        close to 0 nothing can be more alike than expected. Arguments and errors as there, but `false` is the
-        most that is taken off, of a pair at distance 0 with d = 0.
+        close to 0 nothing can be more alike than expected.
 
         The defaults are those with evidence (docs/results.md, five seeds, points above plain InfoNCE within
         25 km and within 1 km, 95 % intervals): +1.6 [+0.8, +2.5] and +0.3 [−0.6, +1.3] on the demo's field
         at noise 0.8; +9.0 [+7.8, +10.2] and −1.9 [−3.0, −0.9] on synthetic towns with look-alikes.
+
+        Args:
+            hard: log-weight per unit of surprise of an uncorrelated (far) pair, ≥ 0.
+            false: the most log-weight that is taken off, of a pair at distance 0 with d = 0, ≥ 0.
+            tolerance: surprise of far pairs that is forgiven, ≥ 0, in units of the dissimilarity.
+
+        Raises:
+            ValueError: a number that is negative or not finite.
         """
         return cls("explained", hard=hard, false=false, tolerance=tolerance)
 

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def topk_gallery(
     x: ArrayLike, y: ArrayLike, k: int, *, group: ProcessGroup | None = None, backend: str | None = None
 ) -> tuple[Any, Any]:
-    """The k gallery entries with the largest inner product of every query, never N × M numbers at once.
+    """The k gallery entries with the largest inner product of every query.
 
-    The features are taken as they are: rows of length 1 give cosines.
+    The features are taken as they are: rows of length 1 give cosines. No backend but "reference" holds N × M
+    numbers at once.
 
     Args:
         x: (N, D) query features.

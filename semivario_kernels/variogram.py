@@ -114,7 +114,15 @@ class VariogramModel:
 
     @classmethod
     def from_parameters(cls, signature: str, parameters: torch.Tensor) -> VariogramModel:
-        """Make the model from its `signature`, "metric:kind:kind", and its numbers, as operators carry it."""
+        """Make the model as operators carry it.
+
+        Args:
+            signature: "metric:kind", with a further ":kind" for every further structure.
+            parameters: nugget, then psill, len_scale_km and alpha of every structure.
+
+        Raises:
+            ValueError: as `VariogramModel`.
+        """
         metric, *kinds = signature.split(":")
         numbers = parameters.tolist()
         psill, len_scale_km, alpha = (tuple(numbers[k::3]) for k in (1, 2, 3))

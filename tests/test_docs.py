@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and the messages it explains are the ones that come."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+import geoclip
+import geoclip.sampling
 import semivario_kernels
 from semivario_kernels import (
     NegativePolicy,
@@ -90,6 +93,27 @@ def test_the_explained_message_comes(message, monkeypatch):
     with pytest.raises((ValueError, RuntimeError, UserWarning)) as caught:
         MISTAKES[start]()
     assert re.match(pattern, " ".join(str(caught.value).split())), caught.value
+
+
+@pytest.mark.parametrize("module", [semivario_kernels, geoclip, geoclip.sampling], ids=lambda m: m.__name__)
+def test_docstrings_name_every_argument(module):
+    """Those of public functions and classes, and of methods that take two or more."""
+    checked = 0
+    for name in module.__all__:
+        public = getattr(module, name)
+        if not callable(public):
+            continue
+        described = {name: public}
+        if inspect.isclass(public):
+            members = ((f"{name}.{m}", getattr(public, m)) for m in vars(public) if not m.startswith("_"))
+            described |= {m: value for m, value in members if callable(value)}
+        for label, value in described.items():
+            arguments = set(inspect.signature(value).parameters) - {"self"}
+            if label == name or len(arguments) > 1:
+                found = set(re.findall(r"^ *\**(\w+): ", value.__doc__, re.MULTILINE))
+                assert arguments <= found, f"{label}: {arguments - found}"
+                checked += 1
+    assert checked >= 3
 
 
 def test_the_site_builds(tmp_path):
