@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "numpy", "triton", "open_clip_torch", "gstools", "gstools_core", "scikit-learn")
-PACKAGES += ("semivario-kernels",)
+PACKAGES += ("scikit-gstat", "faiss-cpu", "semivario-kernels")
 
 
 def processor_name(device: torch.device) -> str:

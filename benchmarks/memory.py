@@ -3,30 +3,23 @@
 What counts is the peak beyond that of an equal process which makes the same inputs and gradients of their
 size and runs the contender on 8 × 8 pairs only: that loads its code, and with a custom operator torch's
 compiler (900 modules, 150 MiB), once per process whatever the size. What the small run adds is stated apart.
-On the CPU the peak is that of the resident set. Python, the allocator's arenas and the threads' stacks move
-it between equal processes: the baseline is taken twice and the difference stated as the resolution. On a GPU
-it is the allocator's own peak, exact and without a process of its own.
+On the CPU the peak is that of the resident set, see `benchmarks.fresh_process`. On a GPU it is the
+allocator's own peak, exact and without a process of its own.
 """
 
 from __future__ import annotations
 
-import json
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.cases import NAIVE, Case, MemoryCase
 from benchmarks.contenders import Run, backend_names, loss_run, rival_run, workspace
+from benchmarks.fresh_process import MIB, answer_of, beyond, peak_mib, serve
 from benchmarks.problem import Problem, make_problem
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
-
-MIB = 2**20
 
 
 def measure_memory(
@@ -70,10 +63,7 @@ def measure_memory(
 
 
 def _fill_in(row: dict[str, Any], baseline: list[float], peak: float, first_use: float) -> None:
-    row["baseline_mib"] = baseline
-    row["resolution_mib"] = max(baseline) - min(baseline)
-    row["peak_mib"] = peak
-    row["extra_mib"] = peak - min(baseline)
+    row.update(beyond(baseline, peak))
     row["first_use_mib"] = first_use
     if row["bar_mib"] is not None:
         row["met"] = row["extra_mib"] <= row["bar_mib"]
@@ -126,35 +116,13 @@ def _in_fresh_process(case: MemoryCase, contender: str, device: torch.device, ru
         "workspace_mb": case.workspace_mb,
         "runs": runs,
         "device": str(device),
-        "threads": torch.get_num_threads(),
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", json.dumps(request)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if child.returncode:
-        raise RuntimeError((child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1])
-    return json.loads(child.stdout)
+    answer: dict[str, float] = answer_of("benchmarks.memory", request)
+    return answer
 
 
-def peak_mib(device: torch.device) -> float:
-    """Peak memory of this process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    try:
-        # not ru_maxrss, which Linux hands on through fork and exec: it starts at the parent's peak
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / MIB if sys.platform == "darwin" else peak / 1024
-
-
-def _serve(request: dict[str, Any]) -> dict[str, float]:
+def _answer(request: dict[str, Any]) -> dict[str, float]:
     """Run what `request` asks for and return the MiB of this process."""
-    torch.set_num_threads(request["threads"])
     device = torch.device(request["device"])
     n, m, d, e = request["sizes"]
     case = Case(
@@ -183,4 +151,4 @@ def _serve(request: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_serve(json.loads(sys.argv[1]))))
+    serve(_answer)

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from sklearn.metrics.pairwise import haversine_distances
 
+from benchmarks.fresh_process import peak_mib
 from benchmarks.machine import describe
-from benchmarks.memory import peak_mib
 from benchmarks.table import machine_line, table, verdict
 from geoclip.sampling import EpochBatchSampler, geographic_neighbours
 from semivario_kernels import EARTH_RADIUS_KM

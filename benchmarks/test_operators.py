@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.operators import OPERATORS
+from benchmarks.operator_cases import OPERATORS
 from benchmarks.semivariogram.cases import AUTHORS, GSTOOLS, Case
 from benchmarks.semivariogram.contenders import our_run, rival_run
 from benchmarks.semivariogram.field import make_field

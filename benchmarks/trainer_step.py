@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.fresh_process import peak_mib
 from benchmarks.machine import describe
-from benchmarks.memory import peak_mib
 from semivario_kernels.atomic import write_atomically
 
 RESULTS = Path(__file__).parent / "results"

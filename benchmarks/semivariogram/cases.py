@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float64]
 Places = Literal["sphere", "gallery"]
 
 FLOOR, GSTOOLS, AUTHORS, UNPRUNED, FEW_BINS = "half product", "GSTools", "authors", "unpruned", "64 log bins"
+SCIKIT_GSTAT = "scikit-gstat"
 BEYOND_KM = 20_016.0  # above the distance of two antipodes, 20,015.1 km
 
 
@@ -95,6 +96,13 @@ def _gstools(n: int, e: int = 768, *, rounds: int, bar: float | None = None) -> 
     return Case("gstools", what, GSTOOLS, n, e, edges_km, bar=bar, rounds=rounds, repeats=7)
 
 
+def _scikit_gstat(n: int, e: int = 16, *, rounds: int) -> Case:
+    # its differences are E × N(N − 1)/2 numbers, put together field by field: time and memory grow with E²
+    what = "all pairs; aggregate of E fields for scikit-gstat"
+    edges_km = log_edges_km(100.0, BEYOND_KM, 32)
+    return Case("scikit-gstat", what, SCIKIT_GSTAT, n, e, edges_km, rounds=rounds, repeats=7)
+
+
 def _authors(n: int, e: int = 768, *, passes: int | None) -> Case:
     what = "all pairs, even bins of 0.001 rad"
     edges_km = authors_edges_km()
@@ -131,11 +139,15 @@ def _even_bins(n: int, e: int = 768) -> Case:
 
 # sizes that let all of it end in a few minutes; what is smaller than the bar's case is labelled by its N
 DEFAULT = [_exact(20_000), _gstools(2_000, rounds=1), _authors(10_000, passes=16), _pruned(20_000)]
-DEFAULT += [_even_bins(10_000)]
+DEFAULT += [_even_bins(10_000), _scikit_gstat(2_000, rounds=2)]
 FULL = [_exact(20_000), _gstools(5_000, rounds=2, bar=80), _authors(10_000, passes=None)]
-FULL += [_pruned(100_000, bar=20, rounds=1), _even_bins(10_000)]
+FULL += [_pruned(100_000, bar=20, rounds=1), _even_bins(10_000), _scikit_gstat(2_000, rounds=5)]
 QUICK = [_exact(300, 24), _gstools(60, 8, rounds=1), _authors(80, 24, passes=100)]
-QUICK += [_pruned(400, 24, max_lag_km=3_000.0, places="sphere"), _even_bins(300, 24)]
+QUICK += [
+    _pruned(400, 24, max_lag_km=3_000.0, places="sphere"),
+    _even_bins(300, 24),
+    _scikit_gstat(60, 8, rounds=1),
+]
 
 # the authors' way comes before the row that is compared with it
 AUTHORS_PEAK = PeakCase(10_000, edges_km=authors_edges_km(), contender=AUTHORS, bar_mib=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -9,9 +10,19 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from benchmarks.semivariogram.cases import AUTHORS, BEYOND_KM, FEW_BINS, FLOOR, GSTOOLS, UNPRUNED, Case
+from benchmarks.semivariogram.cases import (
+    AUTHORS,
+    BEYOND_KM,
+    FEW_BINS,
+    FLOOR,
+    GSTOOLS,
+    SCIKIT_GSTAT,
+    UNPRUNED,
+    Case,
+)
 from benchmarks.semivariogram.field import Field
 from semivario_kernels import EARTH_RADIUS_KM, binned_semivariance, log_edges_km
+from semivario_kernels.geometry import unit_vectors
 
 FLOOR_ROWS = 1024
 
@@ -92,6 +103,37 @@ def gstools_run(case: Case, field: Field) -> Run:
     return run
 
 
+def scikit_gstat_run(case: Case, field: Field) -> Run:
+    """scikit-gstat's experimental variogram of the E fields together, without a fit.
+
+    It measures Euclidean distances: on unit vectors these are chords, and the edges become chords too.
+    """
+    import skgstat
+
+    fields, places = field.unit_vectors(), unit_vectors(field.latlon).numpy()
+    turns = case.edges_km / EARTH_RADIUS_KM
+    chords = np.where(turns < np.pi, 2 * np.sin(turns / 2), turns)  # beyond the antipode any above 2 will do
+
+    def experimental(places: np.ndarray, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says how many dimensions the fields have
+            variogram = skgstat.Variogram(
+                places, fields, multivariate="aggregate", bin_func=chords, fit_method=None
+            )
+            # its first class holds what lies below the first edge
+            return variogram.bin_count[1:], variogram.experimental[1:]
+
+    experimental(places[:50], fields[:50])  # Numba compiles
+
+    def run() -> tuple[Bins, float]:
+        begin = perf_counter()
+        counts, gamma = experimental(places, fields)
+        seconds = perf_counter() - begin
+        return Bins(counts, np.where(counts > 0, gamma, np.nan)), seconds
+
+    return run
+
+
 def authors_run(case: Case, field: Field) -> Run:
     """The published reference's way."""
     from benchmarks.semivariogram.authors_way import masked_semivariogram
@@ -132,6 +174,7 @@ def rival_run(case: Case, field: Field) -> Run:
     makers: dict[str, Callable[[], Run]] = {
         FLOOR: lambda: half_product_run(field),
         GSTOOLS: lambda: gstools_run(case, field),
+        SCIKIT_GSTAT: lambda: scikit_gstat_run(case, field),
         AUTHORS: lambda: authors_run(case, field),
         UNPRUNED: lambda: unpruned_run(case, field),
         FEW_BINS: lambda: few_bins_run(case, field),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.semivariogram.cases import AUTHORS, GSTOOLS, UNPRUNED, Case
+from benchmarks.semivariogram.cases import AUTHORS, GSTOOLS, SCIKIT_GSTAT, UNPRUNED, Case
 from benchmarks.semivariogram.contenders import Bins, float64_bins, gstools_core, our_run, rival_run
 from benchmarks.semivariogram.field import Field, make_field
 from semivario_kernels import available_backends
@@ -53,8 +53,8 @@ def measure_case(case: Case, *, on_round: Callable[[int, int], None]) -> list[di
         if rival == GSTOOLS:
             core = gstools_core()
             note = f"its {'Rust core' if core else 'Cython core'}, {torch.get_num_threads()} threads"
-        # a warm-up costs the slow rivals as much as a measurement; they have no just-in-time part
-        for at in [backend] if rival in (GSTOOLS, AUTHORS, UNPRUNED) else [rival, backend]:
+        # a warm-up costs the slow rivals as much as a measurement; what they compile, they have compiled
+        for at in [backend] if rival in (GSTOOLS, SCIKIT_GSTAT, AUTHORS, UNPRUNED) else [rival, backend]:
             runs[at]()
         for done in range(case.rounds):
             for at, times in ((rival, 1), (backend, case.repeats)):

@@ -1,22 +1,17 @@
-"""Peak memory of one semivariogram, each taken in a process of its own: the method of `benchmarks.memory`.
+"""Peak memory of one semivariogram, each taken in a process of its own, see `benchmarks.fresh_process`.
 
-What counts is the peak of the resident set beyond that of an equal process which makes the same field and
-runs the contender on 64 places only. The baseline is taken twice; the difference is the resolution.
+The baseline makes the same field and runs the contender on 64 places only.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.memory import peak_mib
+from benchmarks.fresh_process import answer_of, beyond, peak_mib, serve
 from benchmarks.semivariogram.cases import AUTHORS, Case, PeakCase
 from benchmarks.semivariogram.contenders import authors_run, our_run
 from benchmarks.semivariogram.field import make_field
@@ -50,10 +45,7 @@ def measure_peaks(cases: list[PeakCase], *, on_case: Callable[[str], None]) -> l
         except RuntimeError as error:
             row["failure"] = str(error)
             continue
-        row["baseline_mib"] = baselines
-        row["resolution_mib"] = max(baselines) - min(baselines)
-        row["peak_mib"] = peak
-        row["extra_mib"] = peak - min(baselines)
+        row |= beyond(baselines, peak)
         theirs = [r for r in rows if r["role"] == "rival" and r["n"] == case.n and r["failure"] is None]
         if case.bar_share is not None and theirs:
             row["share"] = row["extra_mib"] / theirs[-1]["extra_mib"]
@@ -72,24 +64,12 @@ def _in_fresh_process(case: PeakCase, *, runs: bool) -> float:
         "max_lag_km": case.max_lag_km,
         "contender": case.contender,
         "runs": runs,
-        "threads": torch.get_num_threads(),
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.semivariogram.memory"],
-        input=json.dumps(request),
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if child.returncode:
-        raise RuntimeError((child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1])
-    return float(child.stdout)
+    return float(answer_of("benchmarks.semivariogram.memory", request))
 
 
-def _serve(request: dict[str, Any]) -> float:
+def _answer(request: dict[str, Any]) -> float:
     """Run what `request` asks for and return the peak MiB of this process."""
-    torch.set_num_threads(request["threads"])
     make_run = authors_run if request["contender"] == AUTHORS else our_run
 
     def case_of(n: int, edges_km: list[float], max_lag_km: float | None) -> Case:
@@ -107,4 +87,4 @@ def _serve(request: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    print(_serve(json.loads(sys.stdin.read())))
+    serve(_answer)

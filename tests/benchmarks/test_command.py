@@ -9,7 +9,9 @@ from benchmarks.cases import NAIVE, PRODUCTS, QUICK, Case, MemoryCase
 from benchmarks.measure import largest_error, measure_case
 from benchmarks.memory import measure_memory
 from benchmarks.naive import naive_info_nce
-from benchmarks.operators import measured, top_k
+from benchmarks.operator_cases import distances, top_k
+from benchmarks.operator_memory import measure_peaks
+from benchmarks.operators import measured
 from benchmarks.timing import interleaved_seconds
 from semivario_kernels import available_backends
 
@@ -80,6 +82,7 @@ def test_growth_and_operators_are_checked_and_plotted(tmp_path) -> None:
     for row in rows:
         assert row["failure"] is None
         assert row["right"] is True
+        assert row["memory"] is None
         assert len(row["seconds"]) >= 3
         if row["role"] == "ours":
             rivals = [r for r in rows if r["case"] == row["case"] and r["role"] == "rival"]
@@ -89,8 +92,18 @@ def test_growth_and_operators_are_checked_and_plotted(tmp_path) -> None:
         assert (row["to_floor"] is not None) == (row["case"] == "top-10")
 
 
+def test_memory_of_an_operator_holds_its_result_and_what_is_made_on_the_way() -> None:
+    n, m = 1024, 16_384
+    (row,) = measure_peaks(distances, n, m, ["scikit-learn"]).values()
+    result_mib = n * m * 8 / 2**20
+    assert row["failure"] is None
+    assert 1.9 * result_mib < row["extra_mib"] < 4 * result_mib
+    assert len(row["baseline_mib"]) == 2
+    assert row["resolution_mib"] < 16
+
+
 def test_a_wrong_operator_gets_no_speedup(monkeypatch) -> None:
-    monkeypatch.setattr("benchmarks.operators.topk_gallery", lambda x, y, k, backend: (x[:, :k],))
+    monkeypatch.setattr("benchmarks.operator_cases.topk_gallery", lambda x, y, k, backend: (x[:, :k],))
     with top_k(16, 48) as operator:
         rows = measured(operator, 0, 1e9, ignore)
     for row in rows:

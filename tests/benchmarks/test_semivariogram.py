@@ -12,13 +12,14 @@ from benchmarks.semivariogram.contenders import (
     float64_bins,
     gstools_run,
     half_product_run,
+    scikit_gstat_run,
 )
 from benchmarks.semivariogram.field import make_field
 from benchmarks.semivariogram.measure import compare, measure_case
 from benchmarks.semivariogram.memory import measure_peaks
 from semivario_kernels import available_backends, binned_semivariance
 
-EXACT, GSTOOLS, SCIKIT_LEARN = QUICK[:3]
+EXACT, GSTOOLS, SCIKIT_LEARN, *_, GSTAT = QUICK
 
 
 def ignore(*_: object) -> None:
@@ -100,6 +101,16 @@ def test_gstools_counts_pairs_and_sums_the_fields() -> None:
     got, seconds = gstools_run(GSTOOLS, field)()
     wanted = float64_bins(field, edges_km)
     np.testing.assert_array_equal(GSTOOLS.edges_km, edges_km)
+    np.testing.assert_array_equal(got.counts, wanted.counts)
+    np.testing.assert_allclose(got.gamma, wanted.gamma, rtol=1e-10)
+    assert seconds > 0
+
+
+def test_scikit_gstat_bins_the_same_pairs() -> None:
+    field = make_field(GSTAT.n, GSTAT.e)
+    field.latlon[:2] = torch.tensor([[12.0, 34.0], [-12.0, -146.0]])  # antipodes
+    got, seconds = scikit_gstat_run(GSTAT, field)()
+    wanted = float64_bins(field, GSTAT.edges_km)
     np.testing.assert_array_equal(got.counts, wanted.counts)
     np.testing.assert_allclose(got.gamma, wanted.gamma, rtol=1e-10)
     assert seconds > 0
