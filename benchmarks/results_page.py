@@ -1,6 +1,7 @@
 """`python -m benchmarks.results_page`: docs/results.md and its pictures, from what benchmarks/results/ holds.
 
-Of every subject and device the newest file counts, whatever sizes and cases it holds. No number is typed.
+Of every subject and device the newest file of a whole run counts, whatever its sizes, and after it those of
+some of its cases that are newer. No number is typed.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def main() -> int:
         print(f"{RESULTS}: no results", file=sys.stderr)
         return 1
     PAGE.write_text(page(found, PAGE.parent / "images"))
-    print(f"Written: {PAGE}, of {', '.join(path.name for path in found.values())}")
+    print(f"Written: {PAGE}, of {', '.join(path.name for paths in found.values() for path in paths)}")
     return 0
 
 
-def newest(folder: Path) -> dict[tuple[str, str], Path]:
-    """The newest JSON of each subject and device, whole runs before partial ones, in the page's order."""
-    files: dict[tuple[str, str], list[tuple[str, bool, Path]]] = {}
+def newest(folder: Path) -> dict[tuple[str, str], list[Path]]:
+    """The newest whole JSON of each subject and device and the newer partial ones, in the page's order."""
+    files: dict[tuple[str, str], list[tuple[bool, str, bool, Path]]] = {}
     for path in sorted(folder.glob("*.json")):
         named = re.fullmatch(r"(.*?)-?(\d{4}-\d{2}-\d{2})(.*)", path.stem)
         if named is None:
@@ -64,12 +65,17 @@ def newest(folder: Path) -> dict[tuple[str, str], Path]:
                 continue
             subject = "loss"
         device = before.removeprefix(subject).strip("-")
-        files.setdefault((subject, device), []).append((date, not after, path))
+        files.setdefault((subject, device), []).append((after in ("", "-full"), date, not after, path))
     order = list(SECTIONS)
-    return {key: max(files[key])[2] for key in sorted(files, key=lambda key: (order.index(key[0]), key[1]))}
+    found = {}
+    for key in sorted(files, key=lambda key: (order.index(key[0]), key[1])):
+        _, date, _, first = max(files[key])
+        parts = [path for whole, day, _, path in sorted(files[key]) if not whole and day > date]
+        found[key] = [first, *parts]
+    return found
 
 
-def page(found: dict[tuple[str, str], Path], images: Path) -> str:
+def page(found: dict[tuple[str, str], list[Path]], images: Path) -> str:
     """The page's Markdown; pictures go to `images`."""
     lines = [
         "# Results",
@@ -80,7 +86,7 @@ def page(found: dict[tuple[str, str], Path], images: Path) -> str:
     ]
     images.mkdir(parents=True, exist_ok=True)
     headed = ""
-    for (subject, device), path in found.items():
+    for (subject, device), path in ((key, path) for key, paths in found.items() for path in paths):
         result = json.loads(path.read_text())
         if subject != headed:
             lines += [f"## {SECTIONS[subject]}", ""]

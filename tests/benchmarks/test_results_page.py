@@ -39,12 +39,14 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
     write(tmp_path, "accuracy-2026-02-01", accuracy("2026-02-01", 22.2))
     write(tmp_path, "cpu-2026-01-05", {"times": []}, "# Benchmarks: whole\n\nnumbers of the loss\n")
     write(tmp_path, "cpu-2026-01-05-mean", {"times": []}, "# Benchmarks: part\n")
+    write(tmp_path, "cpu-2026-01-06-memory", {"times": []}, "# Benchmarks: newer piece\n")
     write(tmp_path, "nvcc-2026-01-05", {"kernels": []}, "# not for users\n")
     write(tmp_path, "operators-cpu-2026-01-05", {"subject": "operators", "times": []}, "# Operators: P\n")
     found = newest(tmp_path)
-    assert [path.stem for path in found.values()] == [
+    assert [path.stem for paths in found.values() for path in paths] == [
         "accuracy-2026-02-01",
         "cpu-2026-01-05",
+        "cpu-2026-01-06-memory",
         "operators-cpu-2026-01-05",
     ]
     text = page(found, tmp_path / "images")
@@ -57,6 +59,7 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
     again = page(newest(tmp_path), tmp_path / "images")
     assert "reached by `explained(hard=0, false=6)` (2 seeds); answering" in again
     assert "### Benchmarks: whole\n\nnumbers of the loss" in text
+    assert "### Benchmarks: newer piece" in text
     assert "11.1" not in text
     assert "part" not in text
     assert "not for users" not in text
