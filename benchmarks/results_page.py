@@ -67,7 +67,7 @@ def newest(folder: Path) -> dict[tuple[str, str], list[Path]]:
         device = before.removeprefix(subject).strip("-")
         files.setdefault((subject, device), []).append((after in ("", "-full"), date, not after, path))
     order = list(SECTIONS)
-    found = {}
+    found: dict[tuple[str, str], list[Path]] = {}
     for key in sorted(files, key=lambda key: (order.index(key[0]), key[1])):
         _, date, _, first = max(files[key])
         parts = [path for whole, day, _, path in sorted(files[key]) if not whole and day > date]
