@@ -15,6 +15,7 @@ namespace semivario {
 namespace {
 
 constexpr int GROUP = 64;
+constexpr std::int64_t WORTH_THREADS = 16384;  // scores, or entries; fewer cost less than waking the threads
 
 // Puts a key in place of a heap's entry `hole`, below which all are heaps.
 void put(std::uint64_t* heap, std::int64_t size, std::int64_t hole, std::uint64_t key) {
@@ -64,7 +65,7 @@ void rank_row(const float* scores, std::int64_t first_column, std::int64_t colum
 
 void rank_tile(Tile tile, Matrix<const float> scores, std::uint64_t* best, std::int64_t k, int threads) {
 #if !defined(_MSC_VER)
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && tile.rows * tile.columns > WORTH_THREADS)
 #endif
     for (std::int64_t i = 0; i < tile.rows; ++i) {
         rank_row(scores.row(i), tile.first_column, tile.columns, best + (tile.first_row + i) * k, k);
@@ -74,7 +75,7 @@ void rank_tile(Tile tile, Matrix<const float> scores, std::uint64_t* best, std::
 void read_ranking(std::uint64_t* best, std::int64_t rows, std::int64_t k, float* values, std::int64_t* indices,
                   int threads) {
 #if !defined(_MSC_VER)
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * k > WORTH_THREADS)
 #endif
     for (std::int64_t i = 0; i < rows; ++i) {
         std::uint64_t* heap = best + i * k;

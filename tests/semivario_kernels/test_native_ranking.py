@@ -78,13 +78,13 @@ def test_topk_of_whole_numbers_is_exact(n: int, m: int, k: int, dtype: torch.dty
 
 
 def test_the_number_of_threads_changes_nothing():
-    scores = torch.randn(37, 500, generator=torch.Generator().manual_seed(0)).mul(9).round()
+    scores = torch.randn(37, 2000, generator=torch.Generator().manual_seed(0)).mul(9).round()
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = ranked(scores, 20, 100)
+        alone = ranked(scores, 600, 1000)
         torch.set_num_threads(3)
-        together = ranked(scores, 20, 100)
+        together = ranked(scores, 600, 1000)
     finally:
         torch.set_num_threads(before)
     assert all(a.equal(b) for a, b in zip(alone, together, strict=True))
