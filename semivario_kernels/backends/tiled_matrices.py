@@ -16,7 +16,7 @@ TILE = 1024
 def pairwise_haversine(p: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, M) km in `dtype` from float64 unit vectors (N, 3) and (M, 3), row block by row block."""
     out = p.new_empty(p.shape[0], q.shape[0], dtype=dtype)
-    rows = max(1, 2**20 // q.shape[0])  # temporaries of 8 MB, which the allocator keeps for the next block
+    rows = max(1, 2**22 // q.shape[0])
     for block, part in zip(torch.split(out, rows), torch.split(p, rows), strict=True):
         block.copy_(great_circle_km(part, q))
     return out
