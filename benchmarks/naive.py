@@ -42,7 +42,7 @@ def log_weights(
         b = excess * (policy.hard * (1 - rho) - policy.false * rho)
     elif policy.kind == "explained":
         alike = (1 - d / (variogram.nugget + variogram.psill)).clamp(min=0)
-        b = policy.hard * (1 - rho) * excess - policy.false * rho * alike
+        b = (1 - rho) * (policy.hard * excess + policy.far) - policy.false * rho * alike
     else:
         raise ValueError(f"policy: wanted 'none', 'semivariogram' or 'explained', got {policy.kind!r}")
     return b.fill_diagonal_(0)  # the positives keep their logits

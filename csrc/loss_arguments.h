@@ -67,11 +67,11 @@ inline Policy make_policy(const std::map<std::string, double>& values, double si
         return found->second;
     };
     const auto inverse = [](double x) { return static_cast<float>(x > 0 ? 1 / x : 0); };
-    return {static_cast<float>(value("hard")),     static_cast<float>(value("false")),
-            static_cast<float>(value("tolerance")), static_cast<float>(value("mass")),
-            rounded_down(value("range_km")),        static_cast<float>(value("strength")),
-            inverse(value("scale_km")),             static_cast<float>(value("weight")),
-            inverse(sill)};
+    return {static_cast<float>(value("hard")), static_cast<float>(value("false")),
+            static_cast<float>(value("far")),  static_cast<float>(value("tolerance")),
+            static_cast<float>(value("mass")), rounded_down(value("range_km")),
+            static_cast<float>(value("strength")), inverse(value("scale_km")),
+            static_cast<float>(value("weight")), inverse(sill)};
 }
 
 using StructureTuple = std::tuple<std::string, double, double, double>;  // kind, share, len_scale_km, alpha

@@ -17,7 +17,7 @@ enum class PolicyKind {
 };
 
 struct Policy {
-    float hard, false_, tolerance, mass;
+    float hard, false_, far, tolerance, mass;
     float range_km;  // rounded down, so that h > range_km decides as with the unrounded range
     float strength, inverse_scale, weight;
     float inverse_sill;  // 1 / (nugget + psill); 0 where the sill is 0
@@ -36,6 +36,13 @@ SEMIVARIO_HD constexpr bool reads_dissimilarity(PolicyKind kind) {
 SEMIVARIO_HD constexpr bool reads_arc(PolicyKind kind) {
     return kind == PolicyKind::threshold || kind == PolicyKind::penalty || kind == PolicyKind::distance ||
            kind == PolicyKind::distance_linear;
+}
+
+// The dissimilarity of a pair of which one has no image: alike to nothing, and for `penalty`, which is for those
+// that are less alike than expected, not that either.
+template <PolicyKind kind>
+SEMIVARIO_HD constexpr float blank_dissimilarity() {
+    return kind == PolicyKind::penalty ? -INFINITY : INFINITY;
 }
 
 // h in km; d, γ(h) and ρ(h) where the kind reads the dissimilarity.
@@ -60,7 +67,7 @@ SEMIVARIO_HD PairTerms pair_terms(const Policy& policy, float h, float d, float 
     }
     if constexpr (kind == PolicyKind::explained) {
         const float alike = policy.inverse_sill > 0.0f ? positive_part(1.0f - d * policy.inverse_sill) : 0.0f;
-        return {1.0f, policy.hard * (1.0f - rho) * excess - policy.false_ * rho * alike, 0.0f};
+        return {1.0f, (1.0f - rho) * (policy.hard * excess + policy.far) - policy.false_ * rho * alike, 0.0f};
     }
     const float b = excess * (policy.hard * (1.0f - rho) - policy.false_ * rho);
     if constexpr (kind == PolicyKind::rectify) {

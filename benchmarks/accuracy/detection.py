@@ -27,7 +27,10 @@ NEAR_OTHERS = 0.18
 KINDS = ("hard negatives", "false negatives")
 # the score of one kind is the log-weight with the other strength at 0
 SCORED = {
-    "explained": {KINDS[0]: NegativePolicy.explained(1, 0), KINDS[1]: NegativePolicy.explained(0, 1)},
+    "explained": {
+        KINDS[0]: NegativePolicy.explained(1, 0, far=0),
+        KINDS[1]: NegativePolicy.explained(0, 1, far=0),
+    },
     "semivariogram": {
         KINDS[0]: NegativePolicy.semivariogram(1, 0),
         KINDS[1]: NegativePolicy.semivariogram(0, 1),

@@ -82,15 +82,16 @@ void correlation_stage(const Variogram& variogram, In lag, int n, Out rho) {
 // What the logits of a chunk are made of; null where the policy does not read it.
 struct ChunkInputs {
     const float *inverse_y, *vu, *inverse_u, *h, *rho;
+    float row_image;  // 0 where the query has no image
 };
 
 // l in place of dot; `extra` is a (penalty) or f (rectify).
 template <PolicyKind kind, bool features>
 void logits_stage(const LossConstants& loss, const ChunkInputs& inputs, int n, Out l, Out extra) {
     const Policy policy = loss.policy;
+    const float row_image = inputs.row_image;
     const float scale = loss.scale, nugget = loss.variogram.nugget, psill = loss.variogram.psill;
     In inverse_y = inputs.inverse_y, vu = inputs.vu, inverse_u = inputs.inverse_u, h = inputs.h, rho = inputs.rho;
-    constexpr bool reads_embeddings = reads_dissimilarity(kind) && !features;
     SEMIVARIO_SIMD
     for (int j = 0; j < n; ++j) {
         const float dot = l[j];
@@ -104,15 +105,10 @@ void logits_stage(const LossConstants& loss, const ChunkInputs& inputs, int n, O
             } else {
                 d = positive_part(1.0f - vu[j] * inverse_u[j]);
                 d = d > 2.0f ? 2.0f : d;
+                d = inverse_u[j] * row_image != 0.0f ? d : blank_dissimilarity<kind>();
             }
         }
-        PairTerms terms = pair_terms<kind>(policy, reads_arc(kind) ? h[j] : 0.0f, d, gamma, rho_j);
-        if constexpr (reads_embeddings) {
-            const bool has_image = inverse_u[j] != 0.0f;
-            terms.a = has_image ? terms.a : 1.0f;
-            terms.b = has_image ? terms.b : 0.0f;
-            terms.f = has_image ? terms.f : 0.0f;
-        }
+        const PairTerms terms = pair_terms<kind>(policy, reads_arc(kind) ? h[j] : 0.0f, d, gamma, rho_j);
         const float similarity = scale * cos;
         l[j] = dot == DEAD ? DEAD : terms.a * similarity + terms.b;
         if constexpr (kind == PolicyKind::penalty) extra[j] = terms.a;
@@ -165,33 +161,30 @@ void forward_chunk(const LossConstants& loss, std::int64_t row, Span columns, fl
                    double* statistics, std::int64_t stride) {
     alignas(64) float h[CHUNK], chord[CHUNK], rho[CHUNK], own_extra[CHUNK];
     const int n = columns.size;
-    ChunkInputs inputs{loss.inverse_y + columns.start, vu, nullptr, h, rho};
+    ChunkInputs inputs{loss.inverse_y + columns.start, vu, nullptr, h, rho, 0.0f};
     constexpr float neutral = kind == PolicyKind::penalty ? 1.0f : 0.0f;
     if (extra == nullptr) extra = own_extra;
     const std::int64_t target = loss.targets[row] - columns.start;
     const bool has_positive = 0 <= target && target < n;
     const float positive = has_positive ? l[target] : 0.0f;
-    constexpr bool reads_embeddings = reads_dissimilarity(kind) && !features;
-    if (reads_embeddings && loss.row_image[row] == 0.0f) {
-        logits_stage<PolicyKind::none, false>(loss, inputs, n, l, nullptr);
-        for (int j = 0; j < n; ++j) extra[j] = neutral;
-    } else {
-        if constexpr (kind != PolicyKind::none) {
-            const float* p = loss.p + 3 * row;
-            const float *qx = loss.q[0] + columns.start, *qy = loss.q[1] + columns.start, *qz = loss.q[2] + columns.start;
-            if constexpr (!reads_dissimilarity(kind)) {
-                distance_stage<true, false>(p, qx, qy, qz, n, h, nullptr);
-            } else if (loss.chord) {
-                distance_stage<reads_arc(kind), true>(p, qx, qy, qz, n, h, chord);
-                correlation_stage(loss.variogram, chord, n, rho);
-            } else {
-                distance_stage<true, false>(p, qx, qy, qz, n, h, nullptr);
-                correlation_stage(loss.variogram, h, n, rho);
-            }
+    if constexpr (kind != PolicyKind::none) {
+        const float* p = loss.p + 3 * row;
+        const float *qx = loss.q[0] + columns.start, *qy = loss.q[1] + columns.start, *qz = loss.q[2] + columns.start;
+        if constexpr (!reads_dissimilarity(kind)) {
+            distance_stage<true, false>(p, qx, qy, qz, n, h, nullptr);
+        } else if (loss.chord) {
+            distance_stage<reads_arc(kind), true>(p, qx, qy, qz, n, h, chord);
+            correlation_stage(loss.variogram, chord, n, rho);
+        } else {
+            distance_stage<true, false>(p, qx, qy, qz, n, h, nullptr);
+            correlation_stage(loss.variogram, h, n, rho);
         }
-        if constexpr (reads_embeddings) inputs.inverse_u = loss.inverse_u + columns.start;
-        logits_stage<kind, features>(loss, inputs, n, l, extra);
     }
+    if constexpr (reads_dissimilarity(kind) && !features) {
+        inputs.inverse_u = loss.inverse_u + columns.start;
+        inputs.row_image = loss.row_image[row];
+    }
+    logits_stage<kind, features>(loss, inputs, n, l, extra);
     if (has_positive) {
         l[target] = positive == DEAD ? DEAD : loss.scale * (positive * inputs.inverse_y[target]);
         extra[target] = neutral;

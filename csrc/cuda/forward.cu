@@ -83,7 +83,6 @@ __device__ __forceinline__ void terms_of_row(const DeviceLoss& loss, std::int64_
 #pragma unroll
         for (int k = 0; k < QUAD; ++k) {
             float d = 0.0f, gamma = 0.0f;
-            bool counts = k != positive;
             if constexpr (reads_dissimilarity(kind)) {
                 gamma = semivariance(loss.variogram.nugget, loss.variogram.psill, rho[k]);
                 if constexpr (features) {
@@ -91,10 +90,10 @@ __device__ __forceinline__ void terms_of_row(const DeviceLoss& loss, std::int64_
                 } else {
                     d = positive_part(1.0f - vu.at[k] * gallery.inverse_u.at[k]);
                     d = d > 2.0f ? 2.0f : d;
-                    counts = counts && row_has_image && gallery.inverse_u.at[k] != 0.0f;
+                    d = row_has_image && gallery.inverse_u.at[k] != 0.0f ? d : blank_dissimilarity<kind>();
                 }
             }
-            terms[k] = counts ? pair_terms<kind>(loss.policy, h[k], d, gamma, rho[k]) : neutral;
+            terms[k] = k == positive ? neutral : pair_terms<kind>(loss.policy, h[k], d, gamma, rho[k]);
         }
     }
 }

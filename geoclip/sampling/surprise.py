@@ -15,7 +15,7 @@ from geoclip.sampling.similarity import most_similar
 from semivario_kernels import NegativePolicy, VariogramModel
 
 _ROWS_AT_ONCE = 4096
-_DEFAULT_POLICY = NegativePolicy.explained(hard=1.0, false=1.0)
+_DEFAULT_POLICY = NegativePolicy.explained(hard=1.0, false=1.0, far=0.0)
 
 
 class SurpriseNeighbours(NamedTuple):

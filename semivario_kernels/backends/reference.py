@@ -108,7 +108,7 @@ def _pair_terms(problem: InfoNCEProblem, cosine: torch.Tensor, positive: torch.T
         return pair_terms(problem.policy, problem.variogram, h_km, 1 - cosine, positive)
     d = cosine_dissimilarity(problem.v, problem.u).to(cosine.dtype)
     blank = ~(has_image(problem.v)[:, None] & has_image(problem.u))
-    return pair_terms(problem.policy, problem.variogram, h_km, d, positive | blank)
+    return pair_terms(problem.policy, problem.variogram, h_km, d, positive, blank)
 
 
 def _row_losses(

@@ -112,7 +112,7 @@ class TorchEpilogue:
         assert prepared.inverse_v is not None
         d = (1 - vu.mul_(prepared.inverse_u[columns])).clamp_(0, 2)
         blank = (prepared.inverse_v[rows, None] == 0) | (prepared.inverse_u[columns] == 0)
-        return pair_terms(policy, variogram, h_km, d, positive | blank)
+        return pair_terms(policy, variogram, h_km, d, positive, blank)
 
 
 def _side_gradient(logits: Tensor, mass: Tensor, side: Side, rows: slice) -> Tensor:

@@ -18,7 +18,7 @@ STRENGTHS = {"hard": 2.5, "false": 4.0}
 POLICIES = {
     "none": NegativePolicy.none(),
     "semivariogram": NegativePolicy.semivariogram(**STRENGTHS, tolerance=0.03),
-    "explained": NegativePolicy.explained(**STRENGTHS, tolerance=0.03),
+    "explained": NegativePolicy.explained(**STRENGTHS, tolerance=0.03, far=1.5),
     "threshold": NegativePolicy.threshold(**STRENGTHS, range_km=3333.3),
     "rectify": NegativePolicy.rectify(0.7, **STRENGTHS),
     "penalty": NegativePolicy.penalty(7000.1),
@@ -94,7 +94,7 @@ def make_case(
             dot[rows[:, 0], targets] = 0.3
 
     cos = dot.double() * prepared.inverse_y.double()
-    terms, untouched = PairTerms(), positive
+    terms, blank, blank_b = PairTerms(), torch.zeros_like(positive), 0.0
     if policy.reads_positions:
         p, q = prepared.p.double(), prepared.q.double()
         h_km = great_circle_km(p, q)
@@ -102,15 +102,18 @@ def make_case(
         d = 1 - cos.masked_fill(cos == -torch.inf, 0.0)
         if vu is not None:
             d = (1 - vu.double() * prepared.inverse_u.double()).clamp(0, 2)
-            untouched = positive | (prepared.inverse_v == 0)[:, None] | (prepared.inverse_u == 0)
+            blank = (prepared.inverse_v == 0)[:, None] | (prepared.inverse_u == 0)
         rho = model.torch_correlation(h_km)
         gamma = model.nugget + model.total_psill * (1 - rho)
         terms = policy.torch_terms(h_km, d, gamma, rho, model.sill)
+        blank_b = policy.far * (1 - rho)  # what needs no image
     elif policy.reads_positions:
         terms = policy.torch_terms(h_km)
     a, b, f = (
-        torch.full_like(cos, neutral) if term is None else torch.where(untouched, neutral, term)
-        for term, neutral in zip(terms, (1.0, 0.0, 0.0), strict=True)
+        torch.full_like(cos, neutral)
+        if term is None
+        else torch.where(positive, neutral, torch.where(blank, of_blank, term))
+        for term, neutral, of_blank in zip(terms, (1.0, 0.0, 0.0), (1.0, blank_b, 0.0), strict=True)
     )
     alive = cos > -torch.inf
     logits = torch.where(alive, a * SCALE * cos + b, -torch.inf)

@@ -37,8 +37,8 @@ def terms(policy, h, d, nugget, psill, rho):
         return 1.0, math.log(1 + t["strength"] * math.exp(-h / t["scale_km"])), 0.0
     if name == "distance_linear":
         return 1.0, -t["weight"] * math.exp(-h / t["scale_km"]), 0.0
-    if d is None:
-        return 1.0, 0.0, 0.0
+    if d is None:  # no image: the place alone speaks
+        return 1.0, t.get("far", 0.0) * (1 - rho), 0.0
     gamma = nugget + psill * (1 - rho)
     e = gamma - d
     if name == "penalty":
@@ -48,7 +48,7 @@ def terms(policy, h, d, nugget, psill, rho):
         return 1.0, e_plus * (t["hard"] * (1 - rho) - t["false"] * rho), 0.0
     if name == "explained":
         alike = max(0.0, 1 - d / (nugget + psill))
-        return 1.0, t["hard"] * (1 - rho) * e_plus - t["false"] * rho * alike, 0.0
+        return 1.0, (1 - rho) * (t["hard"] * e_plus + t.get("far", 0.0)) - t["false"] * rho * alike, 0.0
     if name == "threshold":
         return 1.0, t["hard"] * e_plus if h > t["range_km"] else -t["false"] * e_plus, 0.0
     assert name == "rectify"

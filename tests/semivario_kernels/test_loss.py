@@ -199,6 +199,20 @@ def test_pairs_without_an_image_stay_plain():
     torch.testing.assert_close(semivariogram_info_nce(**blank, **options), plain(p, reduction="none"))
 
 
+def test_a_far_place_counts_more_also_without_an_image():
+    p = problem()
+    p["query_embeddings"][2:], p["gallery_embeddings"][4:] = 0, 0
+    policy = NegativePolicy.explained(hard=0, false=0, far=2.5)
+    ours = semivariogram_info_nce(**p, variogram=MODEL, policy=policy, reduction="none")
+    h = [
+        [scalar_oracle.haversine_km(a, b) for b in p["gallery_latlon"].tolist()]
+        for a in p["query_latlon"].tolist()
+    ]
+    far = 2.5 * (1 - MODEL.correlation(torch.tensor(h, dtype=torch.float64)))
+    logits = logits_of(p) + far.masked_fill(torch.eye(N, M, dtype=torch.bool), 0)
+    torch.testing.assert_close(ours, F.cross_entropy(logits, torch.arange(N), reduction="none"))
+
+
 def test_dissimilarity_of_the_features_is_a_constant():
     p = problem()
     places = {k: p[k] for k in ("query_latlon", "gallery_latlon")}

@@ -22,7 +22,7 @@ KINDS = [("stable", 0.25), ("stable", 0.45), ("stable", 1.0), ("stable", 2.0)] +
 STRENGTHS = {"hard": 2.5, "false": 4.0}
 POLICIES = [
     NegativePolicy.semivariogram(**STRENGTHS, tolerance=0.03),
-    NegativePolicy.explained(**STRENGTHS, tolerance=0.03),
+    NegativePolicy.explained(**STRENGTHS, tolerance=0.03, far=1.5),
     NegativePolicy.threshold(**STRENGTHS, range_km=333.3),
     NegativePolicy.rectify(0.7, **STRENGTHS),
     NegativePolicy.penalty(700.1),
@@ -133,7 +133,7 @@ def test_policy_lies_within_a_millionth_of_its_strengths(policy: NegativePolicy,
     rho = model.torch_correlation(h.double())
     gamma = model.nugget + model.total_psill * (1 - rho)
     expected = policy.torch_terms(h.double(), d.double(), gamma, rho, model.sill)
-    strength = policy.hard + policy.false + policy.strength + abs(policy.weight)
+    strength = policy.hard + policy.false + policy.far + policy.strength + abs(policy.weight)
     for value, wanted, neutral in zip(got, expected, PairTerms(1.0, 0.0, 0.0), strict=True):
         wanted = torch.full_like(value, neutral) if wanted is None else wanted
         error = (value - wanted).abs()

@@ -13,7 +13,10 @@ POLICIES = {
         NegativePolicy.semivariogram(3.0, 5.0, 0.1),
         {"hard": 3.0, "false": 5.0, "tolerance": 0.1},
     ),
-    "explained": (NegativePolicy.explained(3.0, 5.0, 0.1), {"hard": 3.0, "false": 5.0, "tolerance": 0.1}),
+    "explained": (
+        NegativePolicy.explained(3.0, 5.0, 0.1, far=2.0),
+        {"hard": 3.0, "false": 5.0, "tolerance": 0.1, "far": 2.0},
+    ),
     "threshold": (
         NegativePolicy.threshold(3.0, 5.0, 200.0, 0.1),
         {"hard": 3.0, "false": 5.0, "range_km": 200.0, "tolerance": 0.1},

@@ -27,16 +27,17 @@ MATERN32_RESCALE = tl.constexpr(1.224744871391589)  # √1.5
 # places in `numbers`
 HARD = tl.constexpr(0)
 FALSE = tl.constexpr(1)
-TOLERANCE = tl.constexpr(2)
-MASS = tl.constexpr(3)
-RANGE_KM = tl.constexpr(4)
-STRENGTH = tl.constexpr(5)
-INVERSE_SCALE = tl.constexpr(6)
-WEIGHT = tl.constexpr(7)
-INVERSE_SILL = tl.constexpr(8)
-NUGGET = tl.constexpr(9)
-PSILL = tl.constexpr(10)
-STRUCTURES = tl.constexpr(11)  # share of the partial sill, 1 / length scale and alpha of every structure
+FAR = tl.constexpr(2)
+TOLERANCE = tl.constexpr(3)
+MASS = tl.constexpr(4)
+RANGE_KM = tl.constexpr(5)
+STRENGTH = tl.constexpr(6)
+INVERSE_SCALE = tl.constexpr(7)
+WEIGHT = tl.constexpr(8)
+INVERSE_SILL = tl.constexpr(9)
+NUGGET = tl.constexpr(10)
+PSILL = tl.constexpr(11)
+STRUCTURES = tl.constexpr(12)  # share of the partial sill, 1 / length scale and alpha of every structure
 
 
 @triton.jit
@@ -46,9 +47,9 @@ def load_numbers(place, KINDS: tl.constexpr):
         tl.load(place), tl.load(place + 1), tl.load(place + 2), tl.load(place + 3), tl.load(place + 4),
         tl.load(place + 5), tl.load(place + 6), tl.load(place + 7), tl.load(place + 8), tl.load(place + 9),
         tl.load(place + 10), tl.load(place + 11), tl.load(place + 12), tl.load(place + 13),
-        tl.load(place + 14), tl.load(place + 15), tl.load(place + 16),
+        tl.load(place + 14), tl.load(place + 15), tl.load(place + 16), tl.load(place + 17),
     )  # fmt: skip
-    for k in tl.static_range(17, 11 + 3 * len(KINDS)):
+    for k in tl.static_range(18, 12 + 3 * len(KINDS)):
         numbers = numbers + (tl.load(place + k),)  # noqa: RUF005 (Triton 3.6 has no other way)
     return numbers
 
@@ -179,7 +180,7 @@ def policy_terms(h, d, gamma, rho, numbers, POLICY: tl.constexpr, FAST: tl.const
                 inverse_sill = numbers[INVERSE_SILL]
                 # a sill of 0 comes as 1/sill = 0: nothing is explained
                 alike = tl.where(inverse_sill > 0.0, positive_part(1.0 - d * inverse_sill), 0.0)
-                return 1.0, hard * (1.0 - rho) * excess - false * rho * alike, 0.0
+                return 1.0, (1.0 - rho) * (hard * excess + numbers[FAR]) - false * rho * alike, 0.0
             else:
                 b = excess * (hard * (1.0 - rho) - false * rho)
                 if POLICY == "rectify":
@@ -247,29 +248,29 @@ def logits_of(
     SOURCE: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """Return l = a·s·cos + b, a and f; positives and pairs that are `blank` keep a = 1, b = f = 0.
+    """Return l = a·s·cos + b, a and f; positives keep a = 1, b = f = 0.
 
-    `cos` is −∞ where the pair is excluded, and so becomes l.
+    `cos` is −∞ where the pair is excluded, and so becomes l. `blank`: one of the two has no image.
     """
     similarity = scale * cos
     if SOURCE == "embeddings":
+        # what has no image is alike to nothing; `penalty` is for those that are less alike than expected
         d = at_most(positive_part(1.0 - vu_cos), 2.0)
-        untouched = positive | blank
+        d = tl.where(blank, float("-inf") if POLICY == "penalty" else float("inf"), d)
     else:
         d = 1.0 - cos
-        untouched = positive
     a, b, f = pair_terms(px, py, pz, qx, qy, qz, d, numbers, POLICY, KINDS, CHORD, SOURCE, FAST)
     dead = cos == float("-inf")
     if POLICY == "none":
         logits = similarity
     else:
         if POLICY == "penalty":
-            a = tl.where(untouched, 1.0, a)
+            a = tl.where(positive, 1.0, a)
             logits = a * similarity
         else:
-            logits = similarity + tl.where(untouched, 0.0, b)
+            logits = similarity + tl.where(positive, 0.0, b)
         if POLICY == "rectify":
-            f = tl.where(untouched | dead, 0.0, f)
+            f = tl.where(positive | dead, 0.0, f)
     return tl.where(dead, float("-inf"), logits), a, f
 
 
@@ -318,9 +319,9 @@ def mapped_logits_of(policy, kinds, chord, source):
     @triton.jit
     def scalar_logits(
         cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz,
-        n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, n12, n13, n14, n15, n16,
+        n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, n12, n13, n14, n15, n16, n17,
     ):  # fmt: skip
-        numbers = (n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, n12, n13, n14, n15, n16)
+        numbers = (n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, n12, n13, n14, n15, n16, n17)
         logits, a, f = logits_of(
             cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz, numbers,
             POLICY, KINDS, CHORD, SOURCE, FAST,
@@ -339,7 +340,7 @@ def mapped_logits_of(policy, kinds, chord, source):
         logits, extra = tl.map_elementwise(
             scalar_logits, cos, vu_cos, scale, positive, blank, px, py, pz, qx, qy, qz,
             n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14],
-            n[15], n[16],
+            n[15], n[16], n[17],
         )  # fmt: skip
         return logits, extra, extra
 

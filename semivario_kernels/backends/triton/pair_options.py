@@ -19,7 +19,7 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-LEAST_NUMBERS = 17  # that the kernels load
+LEAST_NUMBERS = 18  # that the kernels load
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def pair_parameters(
     numbers = [
         policy.hard,
         policy.false,
+        policy.far,
         policy.tolerance,
         policy.mass,
         _rounded_down(policy.range_km),
