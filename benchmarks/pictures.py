@@ -59,7 +59,7 @@ def draw_semivariogram(fit: VariogramFit, embeddings: torch.Tensor, latlon: np.n
 def draw_policies(model: VariogramModel) -> Figure:
     """Log-weight b of three policies over distance and dissimilarity."""
     policies = {
-        "explained(hard=3, false=6)": NegativePolicy.explained(hard=3, false=6),
+        "explained(hard=3, false=6, far=0)": NegativePolicy.explained(hard=3, false=6, far=0),
         "semivariogram(hard=6, false=6)": NegativePolicy.semivariogram(hard=6, false=6),
         "distance_linear(weight=6, scale_km=200)": NegativePolicy.distance_linear(weight=6, scale_km=200),
     }

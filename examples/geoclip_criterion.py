@@ -68,7 +68,7 @@ def train(latlon: torch.Tensor, embeddings: torch.Tensor, variogram: VariogramMo
             latlon[gallery],
             model.logit_scale.exp(),
             variogram=variogram,
-            policy=NegativePolicy.explained(hard=0.0, false=6.0),
+            policy=NegativePolicy.explained(),
             query_embeddings=embeddings[batch],
             gallery_embeddings=embeddings[gallery],
         )

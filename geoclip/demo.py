@@ -45,7 +45,6 @@ RUNS = {
         "explained",
         {
             "model.policy": "explained",
-            "model.strengths": '{"hard": 0, "false": 6}',
             "data.sampler": "neighbours",
         },
     ),

@@ -57,7 +57,7 @@ class GeoCLIPTraining(LightningModule):
         start_from: "upstream" for the official weights, or a checkpoint of `geoclip fit` whose last weights
             the run begins with; random weights by default.
         policy: preset of `NegativePolicy`, for example "none" (plain InfoNCE) or "explained".
-        strengths: the preset's arguments, for example {"hard": 0, "false": 6}.
+        strengths: the preset's arguments, for example {"hard": 0, "false": 3, "far": 5}.
         variogram: JSON file of the fitted semivariogram (`geoclip variogram` writes it), for the policies
             that read it. Checkpoints carry the model.
         refit_every: optimiser steps from one fit of the semivariogram to the next, from the full queue on; 0
