@@ -258,7 +258,7 @@ def test_the_range_is_rounded_down():
     from semivario_kernels.backends.triton.pair_options import pair_parameters
 
     parameters = pair_parameters(NegativePolicy.penalty(700.1), MODEL, torch.device("cpu"))
-    assert parameters[4].double() <= 700.1 < torch.nextafter(parameters[4], torch.tensor(1e9)).double()
+    assert parameters[5].double() <= 700.1 < torch.nextafter(parameters[5], torch.tensor(1e9)).double()
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the GPU's own backend is Triton")
