@@ -75,7 +75,8 @@ def semivariogram_info_nce(
         variogram: the fitted semivariogram, for policies that read it.
         policy: what becomes of the negatives; `NegativePolicy.none()` is plain InfoNCE.
         query_embeddings: (N, E) frozen visual embeddings of the queries, of any length; an all-zero row means
-            "no image", and its pairs keep a = 1, b = f = 0 under policies that read the dissimilarity.
+            "no image", and its pairs keep a = 1, b = f = 0 under policies that read the dissimilarity, but
+            for what `explained` says of far places.
         gallery_embeddings: (M, E), the dtype of `query_embeddings`.
         dissimilarity: "features" takes d = 1 − ⟨x, y⟩ of the current features, without a gradient, instead of
             embeddings; the variogram must have been fitted on the same quantity.

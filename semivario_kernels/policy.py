@@ -128,9 +128,11 @@ class NegativePolicy:
         these few stand for all of them: a sampled softmax is corrected by the logarithm of how seldom an
         entry is drawn (Bengio and Senécal 2008; Yi et al., RecSys 2019).
 
-        The defaults are those with evidence (docs/results.md, five seeds, points above plain InfoNCE within
-        25 km and within 1 km, 95 % intervals): +1.6 [+0.8, +2.5] and +0.3 [−0.6, +1.3] on the demo's field
-        at noise 0.8; +9.0 [+7.8, +10.2] and −1.9 [−3.0, −0.9] on synthetic towns with look-alikes.
+        The defaults were chosen for batches of neighbouring places, on other draws of the worlds and on
+        validation photos. On test photos (docs/results.md, five seeds, points above plain InfoNCE within
+        25 km and within 1 km, 95 % intervals): +2.0 [+1.2, +2.9] and +0.4 [−0.8, +1.7] on the demo's field
+        at noise 0.8; +12.7 [+11.4, +13.9] and +0.5 [−0.6, +1.8] on synthetic towns with look-alikes, +13.7
+        [+12.2, +15.2] and +1.6 [+0.6, +2.6] where pictures are rendered of them.
 
         Args:
             hard: log-weight per unit of surprise of an uncorrelated (far) pair, ≥ 0.
