@@ -47,6 +47,7 @@ class NegativePolicy:
         hard: log-weight per unit of surprise of an uncorrelated (far) pair, ≥ 0.
         false: log-weight taken off a fully correlated (near) pair, ≥ 0: per unit of surprise, or, by
             `explained`, the most.
+        far: log-weight that `explained` gives an uncorrelated (far) pair, ≥ 0.
         tolerance: surprise that is forgiven, ≥ 0, in units of the dissimilarity.
         mass: soft-target mass of `rectify`, ≥ 0, in units of the positive's.
         range_km: where near ends for `threshold` and `penalty`, km, > 0.
