@@ -59,7 +59,7 @@ def draw_semivariogram(fit: VariogramFit, embeddings: torch.Tensor, latlon: np.n
 def draw_policies(model: VariogramModel) -> Figure:
     """Log-weight b of three policies over distance and dissimilarity."""
     policies = {
-        "explained(hard=3, false=6, far=0)": NegativePolicy.explained(hard=3, false=6, far=0),
+        "explained(hard=0, false=3, far=5)": NegativePolicy.explained(hard=0, false=3, far=5),
         "semivariogram(hard=6, false=6)": NegativePolicy.semivariogram(hard=6, false=6),
         "distance_linear(weight=6, scale_km=200)": NegativePolicy.distance_linear(weight=6, scale_km=200),
     }
