@@ -180,7 +180,8 @@ def policy_terms(h, d, gamma, rho, numbers, POLICY: tl.constexpr, FAST: tl.const
                 inverse_sill = numbers[INVERSE_SILL]
                 # a sill of 0 comes as 1/sill = 0: nothing is explained
                 alike = tl.where(inverse_sill > 0.0, positive_part(1.0 - d * inverse_sill), 0.0)
-                return 1.0, (1.0 - rho) * (hard * excess + numbers[FAR]) - false * rho * alike, 0.0
+                beyond = hard * excess + numbers[FAR]
+                return 1.0, beyond - rho * (beyond + false * alike), 0.0
             else:
                 b = excess * (hard * (1.0 - rho) - false * rho)
                 if POLICY == "rectify":
@@ -254,23 +255,27 @@ def logits_of(
     """
     similarity = scale * cos
     if SOURCE == "embeddings":
-        # what has no image is alike to nothing; `penalty` is for those that are less alike than expected
         d = at_most(positive_part(1.0 - vu_cos), 2.0)
-        d = tl.where(blank, float("-inf") if POLICY == "penalty" else float("inf"), d)
+        if POLICY == "explained":  # says something of pairs without an image too: these are alike to nothing
+            d = tl.where(blank, float("inf"), d)
+            untouched = positive
+        else:  # fewer registers than the same for every policy
+            untouched = positive | blank
     else:
         d = 1.0 - cos
+        untouched = positive
     a, b, f = pair_terms(px, py, pz, qx, qy, qz, d, numbers, POLICY, KINDS, CHORD, SOURCE, FAST)
     dead = cos == float("-inf")
     if POLICY == "none":
         logits = similarity
     else:
         if POLICY == "penalty":
-            a = tl.where(positive, 1.0, a)
+            a = tl.where(untouched, 1.0, a)
             logits = a * similarity
         else:
-            logits = similarity + tl.where(positive, 0.0, b)
+            logits = similarity + tl.where(untouched, 0.0, b)
         if POLICY == "rectify":
-            f = tl.where(positive | dead, 0.0, f)
+            f = tl.where(untouched | dead, 0.0, f)
     return tl.where(dead, float("-inf"), logits), a, f
 
 
