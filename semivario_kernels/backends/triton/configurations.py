@@ -112,14 +112,14 @@ FUSED_BLOCKS = {
     "sums": {
         # sm_80 255 registers 48 KiB, sm_90 255 registers 72 KiB
         (80, 2): FusedBlocks(128, 64, 64, 8, 3),
-        # sm_100 227 registers 48 KiB
+        # sm_100 232 registers 48 KiB
         (100, 2): FusedBlocks(64, 64, 64, 8, 3),
         # sm_80 226 registers 6 KiB, sm_90 231 registers 6 KiB, sm_100 228 registers 6 KiB
         (80, 4): FusedBlocks(64, 32, 16, 8, 2),
     },
     # 128 × 64 pairs would spill 16 to 88 B
     "long sums": {
-        # sm_80 254 registers 32 KiB, sm_90 214 registers 48 KiB, sm_100 227 registers 48 KiB
+        # sm_80 254 registers 32 KiB, sm_90 214 registers 48 KiB, sm_100 232 registers 48 KiB
         (80, 2): FusedBlocks(64, 64, 64, 8, 3),
         # sm_80 226 registers 6 KiB, sm_90 231 registers 6 KiB, sm_100 228 registers 6 KiB
         (80, 4): FusedBlocks(64, 32, 16, 8, 2),
