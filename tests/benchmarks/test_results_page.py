@@ -52,12 +52,12 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
     text = page(found, tmp_path / "images")
     assert "| w | neighbours | `none()` | most alike | 2 | 22.2 % | 22.2 % |" in text
     assert "| 2 | **+3.2** [+1.5, +5.0] | **+3.2** [+1.5, +5.0] |" in text
-    assert "reached by none; answering with the best supported place, by none." in text
+    assert "it is reached by none. Answering with the best supported place, it is reached by none." in text
     gain = accuracy("2026-03-01", 1.0)
     gain["rows"][1]["difference_points"][1] = [4.0, 0.1, 7.9]
     write(tmp_path, "accuracy-2026-03-01", gain)
     again = page(newest(tmp_path), tmp_path / "images")
-    assert "reached by `explained(hard=0, false=6)` (2 seeds); answering" in again
+    assert "reached on batches 'neighbours' by `explained(hard=0, false=6)` (2 seeds). Answering" in again
     assert "### Benchmarks: whole\n\nnumbers of the loss" in text
     assert "### Benchmarks: newer piece" in text
     assert "11.1" not in text
