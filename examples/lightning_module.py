@@ -90,9 +90,9 @@ def main() -> None:
         trainer.save_checkpoint(f"{folder}/model.ckpt")
         restored = LocationCLIP.load_from_checkpoint(f"{folder}/model.ckpt", weights_only=True)
     loss = trainer.callback_metrics["loss"].item()
-    print(
-        f"loss {loss:.2f} after {trainer.global_step} steps; a guess costs ln {BATCH} = {math.log(BATCH):.2f}"
-    )
+    far = model.loss.options["policy"].far  # a far place counts e^far times
+    guess = math.log(1 + (BATCH - 1) * math.exp(far))
+    print(f"loss {loss:.2f} after {trainer.global_step} steps; a guess costs up to {guess:.2f}")
     variogram = restored.loss.variogram
     print(f"from the checkpoint: a {variogram.kind} semivariogram, range {variogram.range_km():,.0f} km")
 

@@ -143,7 +143,7 @@ def test_a_place_without_image_is_a_plain_negative(tmp_path):
     VARIOGRAM.save(tmp_path / "v.json")
     module = GeoCLIPTraining(
         **SMALL,
-        strengths={"hard": 3, "false": 9},
+        strengths={"hard": 3, "false": 9, "far": 0},
         variogram=str(tmp_path / "v.json"),
         queue_size=0,
         batch_noise_m=0,

@@ -11,7 +11,10 @@ from semivario_kernels import NegativePolicy, VariogramModel, available_backends
 from semivario_kernels.backends import tile_driver
 
 MODEL = VariogramModel("exponential", 0.1, 0.8, 2000.0)
-POLICIES = {"semivariogram": NegativePolicy.semivariogram(2, 3), "explained": NegativePolicy.explained(1, 6)}
+POLICIES = {
+    "semivariogram": NegativePolicy.semivariogram(2, 3),
+    "explained": NegativePolicy.explained(1, 6, far=2),
+}
 N, D, E = 83, 37, 29
 # of the largest entry of each gradient
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -54,7 +57,7 @@ def log_weights(policy, latlon, v, u):
     if policy == "semivariogram":
         b = surprise * (2 * (1 - rho) - 3 * rho)
     else:
-        b = surprise * (1 - rho) - 6 * rho * (1 - d / 0.9).clamp(min=0)
+        b = (surprise + 2) * (1 - rho) - 6 * rho * (1 - d / 0.9).clamp(min=0)
     return b.fill_diagonal_(0)
 
 
