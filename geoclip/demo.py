@@ -45,6 +45,7 @@ RUNS = {
         "explained",
         {
             "model.policy": "explained",
+            "model.strengths": '{"hard": 0, "false": 3, "far": 5}',  # the defaults, for the report to name
             "data.sampler": "neighbours",
         },
     ),

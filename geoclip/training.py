@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -217,6 +218,15 @@ class GeoCLIPTraining(LightningModule):
                 self, names
             )
         self.embedding_info = getattr(self.trainer.datamodule, "embedding_info", {})  # type: ignore[attr-defined]
+
+    def on_train_end(self) -> None:
+        """Say so where the policy has never set in."""
+        policy: NegativePolicy = self.loss.options["policy"]
+        if policy.kind != "none" and not self.queue.full:
+            rank_zero_warn(
+                f"queue_size: {self.queue.size:,} places were never reached, so that all steps were plain "
+                f"InfoNCE; wanted a shorter queue or more steps for policy {policy.kind!r}"
+            )
 
     def on_train_batch_start(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Log what the sampler's epoch covers, at its first batch."""

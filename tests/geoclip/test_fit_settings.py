@@ -94,3 +94,9 @@ def test_a_foreign_checkpoint_is_one_line(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match=r"foreign.ckpt is no checkpoint of `geoclip fit`: it has no hyper_"):
         load_trained(tmp_path / "foreign.ckpt")
+
+
+def test_a_policy_that_never_sets_in_is_said(tmp_path):
+    settings = ["--config", str(write_settings(tmp_path, steps=2)), "--model.queue_size", "4000"]
+    with pytest.warns(UserWarning, match="queue_size: 4,000 places were never reached"):
+        fit(settings)
