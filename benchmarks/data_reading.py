@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import torch
 
+from benchmarks.fresh_process import output_of
 from benchmarks.machine import describe
 from benchmarks.table import machine_line, table, verdict
 from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
@@ -99,11 +99,7 @@ def _rows(number: np.ndarray, rng: np.random.Generator) -> pa.Table:
 
 def open_table(folder: Path) -> dict[str, Any]:
     """Opens a table in a fresh process, which loads nothing but what it needs for that."""
-    command = [sys.executable, "-c", _OPEN, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    row: dict[str, Any] = json.loads(done.stdout)
+    row: dict[str, Any] = json.loads(output_of("-c", _OPEN, str(folder)))
     return row
 
 

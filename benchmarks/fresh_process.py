@@ -21,14 +21,21 @@ MIB = 2**20
 
 
 def answer_of(module: str, request: dict[str, Any]) -> Any:
-    """What `python -m module` makes of a request, where that calls `serve`.
+    """What `python -m module` makes of a request, where that calls `serve`; RuntimeError as `output_of`."""
+    return json.loads(
+        output_of("-m", module, given=json.dumps({**request, "threads": torch.get_num_threads()}))
+    )
+
+
+def output_of(*arguments: str, given: str = "") -> str:
+    """What a Python process with these arguments prints; `given` is its standard input.
 
     Raises:
         RuntimeError: the process failed; the last line that it wrote.
     """
     child = subprocess.run(
-        [sys.executable, "-m", module],
-        input=json.dumps({**request, "threads": torch.get_num_threads()}),
+        [sys.executable, *arguments],
+        input=given,
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -36,7 +43,7 @@ def answer_of(module: str, request: dict[str, Any]) -> Any:
     )
     if child.returncode:
         raise RuntimeError((child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1])
-    return json.loads(child.stdout)
+    return child.stdout
 
 
 def serve(answer: Callable[[dict[str, Any]], Any]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from sklearn.metrics.pairwise import haversine_distances
 
-from benchmarks.fresh_process import peak_mib
+from benchmarks.fresh_process import output_of, peak_mib
 from benchmarks.machine import describe
 from benchmarks.table import machine_line, table, verdict
 from geoclip.sampling import EpochBatchSampler, geographic_neighbours
@@ -98,19 +97,8 @@ def measure(case: Case, threads: int) -> dict[str, Any]:
 
 
 def in_fresh_process(case: Case, threads: int) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.neighbours",
-        "--one",
-        json.dumps(case),
-        "--threads",
-        str(threads),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    row: dict[str, Any] = json.loads(done.stdout)
+    arguments = ("-m", "benchmarks.neighbours", "--one", json.dumps(case), "--threads", str(threads))
+    row: dict[str, Any] = json.loads(output_of(*arguments))
     return row
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fresh_process import peak_mib
+from benchmarks.fresh_process import output_of, peak_mib
 from benchmarks.machine import describe
 from semivario_kernels.atomic import write_atomically
 
@@ -222,14 +220,9 @@ def _time_calls(module: torch.nn.Module, part: str, clock: Clock) -> None:
 
 def _in_fresh_process(folder: Path, options: argparse.Namespace, gallery: int) -> tuple[float, float]:
     """MiB of the process before its second step, and at its peak."""
-    command = [sys.executable, "-m", "benchmarks.trainer_step", "--child", str(folder)]
-    command += [f"--batch={options.batch}", f"--queue={options.queue}", f"--gallery={gallery}"]
-    child = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-    )
-    if child.returncode:
-        raise RuntimeError((child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1])
-    before, peak = map(float, child.stdout.split()[-2:])
+    sizes = f"--batch={options.batch}", f"--queue={options.queue}", f"--gallery={gallery}"
+    printed = output_of("-m", "benchmarks.trainer_step", "--child", str(folder), *sizes)
+    before, peak = map(float, printed.split()[-2:])
     return before, peak
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from geoclip.coordinates import unit_vectors
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.gallery import Gallery
 from geoclip.metrics import Metrics, fraction_metrics, geolocation_metrics, great_circle_km
@@ -171,13 +172,6 @@ def _known(column: pa.DictionaryArray) -> NDArray[np.bool_]:
 
 def _nearest(places: LatLon, latlon: LatLon) -> NDArray[np.int64]:
     """The row of the nearest of `places` for each of `latlon`; of several as near, any."""
-    row: NDArray[np.int64] = cKDTree(_directions(places)).query(_directions(latlon))[1]
+    # the nearest along the chord is the nearest along the arc
+    row: NDArray[np.int64] = cKDTree(unit_vectors(places)).query(unit_vectors(latlon))[1]
     return row
-
-
-def _directions(latlon: LatLon) -> LatLon:
-    """Unit vectors: the nearest along the chord is the nearest along the arc."""
-    latitude, longitude = np.radians(latlon).T
-    return np.stack(
-        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=1
-    )

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.world import World
+from geoclip.coordinates import unit_vectors
 from semivario_kernels import (
     EARTH_RADIUS_KM,
     EmpiricalVariogram,
@@ -75,7 +76,7 @@ def random_field(
     The spectrum of exp(−c/ℓ) in three dimensions is a Cauchy distribution (Student's t with one degree of
     freedom) of scale 1/ℓ.
     """
-    vectors = _unit_vectors(latlon)
+    vectors = unit_vectors(latlon)
     field = np.zeros((len(latlon), dim))
     for scale_km in LEN_SCALES_KM:
         normal = rng.standard_normal((FREQUENCIES, 3))
@@ -159,13 +160,6 @@ def _around(
     east /= np.linalg.norm(east, axis=1, keepdims=True)
     across = np.cos(turn)[:, None] * east + np.sin(turn)[:, None] * np.cross(east, middle)
     return _degrees(np.cos(arc)[:, None] * middle + np.sin(arc)[:, None] * across)
-
-
-def _unit_vectors(latlon: NDArray[np.float64]) -> NDArray[np.float64]:
-    latitude, longitude = np.radians(latlon).T
-    return np.stack(
-        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=1
-    )
 
 
 def _degrees(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
