@@ -34,6 +34,7 @@ class Operator:
         ours: our contenders by name, the one that users get first.
         allowed: largest error.
         error: of an outcome against the oracle's; the largest absolute one by default.
+        moved_bytes: read and written at the least: every input once, every result once.
         products_flops: FLOPs of the matrix products that cannot be done without.
     """
 
@@ -43,6 +44,7 @@ class Operator:
     ours: dict[str, Run]
     allowed: float
     error: Callable[[Outcome, Outcome], float] = lambda got, oracle: float(np.abs(got - oracle).max())
+    moved_bytes: int = 0
     products_flops: int = 0
 
     @property
@@ -86,6 +88,7 @@ def distances(n: int, m: int) -> Iterator[Operator]:
         # near the antipode the haversine formula of the oracle itself loses digits, in float64 some metres;
         # a float32 longitude is right to two
         allowed=0.05,
+        moved_bytes=16 * (n + m) + 8 * n * m,
     )
 
 
@@ -115,6 +118,7 @@ def top_k(n: int, m: int, k: int = 10, d: int = 512) -> Iterator[Operator]:
             if name != "reference"
         },
         allowed=1e-5,
+        moved_bytes=4 * (n + m) * d + 4 * n * k,
         products_flops=2 * n * m * d,
     )
 
@@ -143,6 +147,7 @@ def neighbour_batch(n: int, m: int, neighbours: int = 7) -> Iterator[Operator]:
         {"NeighbourBatchSampler": lambda: sampler.batch(0)},
         allowed=0.01,
         error=lambda got, oracle: float(1 - np.isin(got, oracle).mean()),  # share of rows near no seed
+        moved_bytes=(16 + 8) * n,  # the places of the batch and its rows, with a tree that is there
     )
 
 
@@ -168,6 +173,7 @@ def reading(n: int, m: int, e: int = 768) -> Iterator[Operator]:
             {"numpy memory map": lambda: np.asarray(mapped[rows], dtype=np.float32)},
             {"EmbeddingStore": lambda: np.asarray(store.read(rows), dtype=np.float32)},
             allowed=0.0,
+            moved_bytes=(2 + 4) * n * e,
         )
     finally:
         shutil.rmtree(folder)

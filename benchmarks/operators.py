@@ -1,7 +1,8 @@
 """The operators beside the loss and the semivariogram: distances, top-k, batches, reading of embeddings.
 
-Each case runs its contenders in turn; the first is what the others are checked against. The floor is the
-time of the case's matrix products at the rate of square products taken in the same run.
+Each case runs its contenders in turn; the first is what the others are checked against. The floor is what
+the case's matrix products take at the rate of square products, or the bytes that it must move at the rate of
+a copy, whichever is longer; both rates are taken in the same run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.cases import Sizes
-from benchmarks.floor import matrix_rate
+from benchmarks.floor import copy_rate, matrix_rate
 from benchmarks.operator_cases import OPERATORS, SIZES, Operator, Outcome
 from benchmarks.operator_memory import measure_peaks
 from benchmarks.progress import Progress
@@ -33,14 +34,14 @@ def measure(_: list[str], device: torch.device, sizes: Sizes, seconds: float) ->
         device: the CPU.
         seconds: timed rounds of a case of the loss; a case here gets a quarter of it.
     """
-    rate = matrix_rate(device, torch.float32)
+    rates = matrix_rate(device, torch.float32), copy_rate()
     cases = [(make, n, m) for n, m in SIZES[sizes] for make in OPERATORS]
     rows = []
     with Progress(2 * len(cases)) as progress:
         for make, n, m in cases:
             progress.begin(f"{make.__name__} {n:,} × {m:,}")
             with make(n, m) as operator:
-                of_case = measured(operator, seconds / 4, rate, progress.rounds)
+                of_case = measured(operator, seconds / 4, rates, progress.rounds)
             progress.begin(f"memory of {make.__name__} {n:,} × {m:,}")
             names = [row["contender"] for row in of_case if row["failure"] is None]
             peaks = {} if sizes == "quick" else measure_peaks(make, n, m, names)
@@ -49,9 +50,9 @@ def measure(_: list[str], device: torch.device, sizes: Sizes, seconds: float) ->
 
 
 def measured(
-    operator: Operator, budget_s: float, rate: float, on_round: Callable[[int, int], None]
+    operator: Operator, budget_s: float, rates: tuple[float, float], on_round: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
-    """Rows of one case; `rate` is that of square products in FLOP/s."""
+    """Rows of one case; `rates` are those of square products in FLOP/s and of a copy in bytes/s."""
     oracle_name = next(iter(operator.rivals))
     outcomes: dict[str, Outcome] = {}
     failures: dict[str, str] = {}
@@ -67,7 +68,7 @@ def measured(
     seconds = interleaved_seconds(timed, device=CPU, budget_s=budget_s, on_round=on_round)
     medians = {name: float(np.median(taken)) for name, taken in seconds.items()}
     right = {name: error <= operator.allowed for name, error in errors.items()}
-    floor_s = operator.products_flops / rate
+    floor_s = max(operator.products_flops / rates[0], operator.moved_bytes / rates[1])
     return [
         {
             "case": operator.name,
@@ -81,8 +82,8 @@ def measured(
             "error_allowed": operator.allowed,
             "right": right.get(name),
             "failure": failures.get(name),
-            "floor_s": floor_s or None,
-            "to_floor": medians[name] / floor_s if floor_s and right.get(name) else None,
+            "floor_s": floor_s,
+            "to_floor": medians[name] / floor_s if right.get(name) else None,
             "speedups": {
                 rival: medians[rival] / medians[name]
                 for rival in operator.rivals
@@ -103,8 +104,8 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             "Times of one interleaved run per case. The first contender of a case is what the others are "
             "checked against; no ratio is given for a row whose error is above the allowed one. `floor` is "
-            "the time of the matrix products at the rate of square products taken in the same run. Extra "
-            "MiB: peak resident memory beyond the inputs, the result included, in fresh processes; ± is the "
+            "the time of the matrix products at the rate of square products, or, where that is longer, of "
+            "the inputs and results at the rate of a copy, both taken in the same run. Extra MiB: peak resident memory beyond the inputs, the result included, in fresh processes; ± is the "
             "difference between two equal baseline processes.",
             "",
             *table(HEAD, result["times"], _cells),
@@ -132,7 +133,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["size"],
         row["contender"],
         took,
-        "–" if row["to_floor"] is None else f"{row['to_floor']:.2f}",
+        "–" if row["to_floor"] is None else f"{row['to_floor']:,.3g}",
         ", ".join(f"{ratio:.2f} × {rival}" for rival, ratio in row["speedups"].items()) or "–",
         took_mib,
         error,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.floor import matrix_rate
 from benchmarks.semivariogram.cases import AUTHORS, GSTOOLS, SCIKIT_GSTAT, UNPRUNED, Case
 from benchmarks.semivariogram.contenders import Bins, float64_bins, gstools_core, our_run, rival_run
 from benchmarks.semivariogram.field import Field, make_field
@@ -37,6 +38,7 @@ def measure_case(case: Case, *, on_round: Callable[[int, int], None]) -> list[di
     A contender that fails keeps its row, with the reason under "failure" and no times.
     """
     backend = available_backends()[0]
+    rate = matrix_rate(torch.device("cpu"), torch.float32)
     rival = case.rival
     note = ""
     if rival == AUTHORS and case.passes is not None:
@@ -66,6 +68,9 @@ def measure_case(case: Case, *, on_round: Callable[[int, int], None]) -> list[di
     except Exception as reason:  # a peer that is not installed or runs out of memory spoils its case only
         failures[at] = f"{type(reason).__name__}: {reason}".splitlines()[0]
 
+    counted = outcomes.get(backend)
+    # the products of the pairs that come into a bin, without which no semivariogram of them is made
+    floor_s = None if counted is None else 2 * case.e * int(counted.counts.sum()) / rate
     medians = {name: float(np.median(times)) for name, times in seconds.items() if times}
     ratio = None
     if right and len(medians) == 2:
@@ -93,6 +98,8 @@ def measure_case(case: Case, *, on_round: Callable[[int, int], None]) -> list[di
                 "median_s": medians.get(name),
                 "quartiles_s": np.quantile(seconds[name], [0.25, 0.75]).tolist() if seconds[name] else None,
                 "failure": failures.get(name),
+                "floor_s": floor_s,
+                "to_floor": medians[name] / floor_s if floor_s and right and name in medians else None,
                 "error": error if is_ours else None,
                 "error_allowed": GAMMA_TOLERANCE if is_ours else None,
                 "moved_pairs": moved if is_ours else None,

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.table import machine_line, milliseconds, table, verdict
 
-HEAD = ["case", "what", "N × E", "bins", "contender", "median (quartiles) ms", "ratio (bar)"]
+HEAD = ["case", "what", "N × E", "bins", "contender", "median (quartiles) ms", "× floor", "ratio (bar)"]
 HEAD += ["error (allowed), moved pairs"]
 PEAK_HEAD = ["N × E", "bins", "pairs", "contender", "extra MiB", "± MiB", "bar", "of the authors' way (bar)"]
 
@@ -21,7 +21,9 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [
             "Times of one interleaved run per case, float32. `half product` is V·Vᵀ of the upper triangle "
             "alone, by `torch.mm` in blocks of rows. Ours is compared with the rival's result, or, where "
-            "it has none, with all pairs in float64; no ratio is given for a row that fails the comparison.",
+            "it has none, with all pairs in float64; no ratio is given for a row that fails the comparison. "
+            "`floor` is the time of the products of the pairs that come into a bin, at the rate of square "
+            "products taken in the same run.",
             "",
             *table(HEAD, times, _time_cells),
             "",
@@ -64,6 +66,7 @@ def _time_cells(row: dict[str, Any]) -> list[str]:
         f"{row['bins']:,}",
         row["contender"] + (f" ({row['note']})" if row["note"] else ""),
         took,
+        "–" if row["to_floor"] is None else f"{row['to_floor']:,.3g}",
         ratio,
         error,
     ]

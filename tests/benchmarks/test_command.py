@@ -86,11 +86,12 @@ def test_growth_and_operators_are_checked_and_plotted(tmp_path) -> None:
         assert row["memory"] is None
         assert len(row["seconds"]) >= 3
         if row["role"] == "ours":
-            rivals = [r for r in rows if r["case"] == row["case"] and r["role"] == "rival"]
+            rivals = [r for r in rows if r["case"] == row["case"] and r["role"] == "rival" and r["right"]]
             assert row["speedups"] == {
                 r["contender"]: pytest.approx(r["median_s"] / row["median_s"]) for r in rivals
             }
-        assert (row["to_floor"] is not None) == (row["case"] == "top-10")
+        assert row["floor_s"] > 0
+        assert row["to_floor"] == (pytest.approx(row["median_s"] / row["floor_s"]) if row["right"] else None)
 
 
 def test_memory_of_an_operator_holds_its_result_and_what_is_made_on_the_way() -> None:
@@ -106,9 +107,10 @@ def test_memory_of_an_operator_holds_its_result_and_what_is_made_on_the_way() ->
 def test_a_wrong_operator_gets_no_speedup(monkeypatch) -> None:
     monkeypatch.setattr("benchmarks.operator_cases.topk_gallery", lambda x, y, k, backend: (x[:, :k],))
     with top_k(16, 48) as operator:
-        rows = measured(operator, 0, 1e9, ignore)
+        rows = measured(operator, 0, (1e9, 1e9), ignore)
     for row in rows:
         assert row["right"] is (row["role"] == "rival")
+        assert row["floor_s"] == 2 * 16 * 48 * 512 / 1e9  # longer than its bytes would take
         assert row["speedups"] == {}
 
 

@@ -40,6 +40,8 @@ def test_quick_run_writes_checked_ratios_and_a_table(tmp_path, capsys) -> None:
         assert row["right"] is True
         assert row["error"] < 1e-6
         assert row["moved_pairs"] == 0
+        assert row["floor_s"] == rival["floor_s"]
+        assert row["to_floor"] == pytest.approx(row["median_s"] / row["floor_s"])
         share = row["median_s"] / rival["median_s"]
         assert row["ratio"] == pytest.approx(share if row["is_ceiling"] else 1 / share)
         if row["bar"] is not None:
@@ -52,7 +54,7 @@ def test_quick_run_writes_checked_ratios_and_a_table(tmp_path, capsys) -> None:
     table = json_file.with_suffix(".md").read_text()
     assert table in capsys.readouterr().out
     assert "scaled up from 100 of 3,142 mask passes" in table
-    assert {line.count(" | ") for line in table.splitlines() if line.startswith("|")} == {7}
+    assert {line.count(" | ") for line in table.splitlines() if line.startswith("|")} == {7, 8}
 
 
 def test_a_run_that_is_stopped_keeps_its_finished_cases(tmp_path, monkeypatch) -> None:
