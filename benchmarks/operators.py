@@ -105,8 +105,9 @@ def markdown(result: dict[str, Any]) -> str:
             "Times of one interleaved run per case. The first contender of a case is what the others are "
             "checked against; no ratio is given for a row whose error is above the allowed one. `floor` is "
             "the time of the matrix products at the rate of square products, or, where that is longer, of "
-            "the inputs and results at the rate of a copy, both taken in the same run. Extra MiB: peak resident memory beyond the inputs, the result included, in fresh processes; ± is the "
-            "difference between two equal baseline processes.",
+            "the inputs and results at the rate of a copy, both taken in the same run. Extra MiB: peak "
+            "resident memory beyond the inputs, the result included, in fresh processes; ± is the difference "
+            "between two equal baseline processes.",
             "",
             *table(HEAD, result["times"], _cells),
             "",

@@ -1,7 +1,8 @@
 """`python -m benchmarks.results_page`: docs/results.md and its pictures, from what benchmarks/results/ holds.
 
 Of every subject and device the newest file of a whole run counts, whatever its sizes, and after it those of
-some of its cases that are newer. No number is typed.
+some of its cases that are newer. Of accuracy a newer file's worlds take the place of the older ones'. No
+number is typed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 # the page's order; what is not named here is no result for users
 SECTIONS = {
     "accuracy": "Does it localise better?",
+    "settings": "Does it under other learning rates and temperatures?",
     "strengths": "Which strengths?",
     "detection": "Does it find hard and false negatives?",
     "loss": "The loss: time and memory",
@@ -94,7 +96,10 @@ def page(found: dict[tuple[str, str], list[Path]], images: Path) -> str:
             lines += [f"## {SECTIONS[subject]}", ""]
             headed = subject
         lines += [f"From `{path.name}`.", ""]
-        if subject in ("accuracy", "strengths"):
+        if subject in ("accuracy", "settings", "strengths"):
+            newer = found[subject, device][found[subject, device].index(path) + 1 :]
+            again = {row["world"] for later in newer for row in json.loads(later.read_text())["rows"]}
+            result["rows"] = [row for row in result["rows"] if row["world"] not in again]
             lines += _accuracy(result, subject, images)
         else:
             if subject == "growth":

@@ -10,14 +10,15 @@ import datetime
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.accuracy.contestants import COMPARED, DEFAULT, PLAIN, SEARCHED
+from benchmarks.accuracy.contestants import COMPARED, DEFAULT, PLAIN, SEARCHED, SETTINGS
 from benchmarks.accuracy.detection import detect
 from benchmarks.accuracy.detection import markdown as detection_markdown
 from benchmarks.accuracy.plan import cost_core_hours, runs
@@ -29,7 +30,9 @@ from benchmarks.accuracy.worlds import DEFAULT_WORLD, WORLDS, make_world
 from benchmarks.machine import describe
 from benchmarks.progress import Progress
 
-TRAINING, SEARCH, DETECTION = "training", "search", "detection"
+TRAINING, SETTING, SEARCH, DETECTION = "training", "settings", "search", "detection"
+# how the result is called, in its file's name too
+SUBJECTS = {TRAINING: "accuracy", SETTING: "settings", SEARCH: "strengths"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,18 +47,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     contestants = [COMPARED[name] for name in dict.fromkeys(["none", *options.policies])]
     if options.what == SEARCH:
         contestants = [PLAIN, *SEARCHED]
-    planned = runs(options.worlds, contestants, options.samplers, options.seeds, training)
+    trainings = [training]
+    if options.what == SETTING:
+        trainings = [replace(training, **setting) for setting in SETTINGS]
+    planned = [
+        run
+        for settings in trainings
+        for run in runs(options.worlds, contestants, options.samplers, options.seeds, settings)
+    ]
     results, worlds = options.cache / "runs", options.cache / "worlds"
     pending = [run for run in planned if result_of(run, results) is None]
     print(f"{len(planned)} runs, {len(planned) - len(pending)} of them finished earlier")
     if pending and not options.tables_only:
-        hours = cost_core_hours(make_world(pending[0].world, worlds), training, len(pending))
+        hours = sum(
+            cost_core_hours(make_world(world, worlds), training, count)
+            for world, count in Counter(run.world for run in pending).items()
+        )
         print(f"{len(pending)} runs to go: about {hours:.2f} core-hours", flush=True)
         with Progress(len(pending)) as progress:
             for run in pending:
-                progress.begin(f"{run.world} {run.contestant.label} {run.sampler} seed {run.seed}")
-                world = make_world(run.world, worlds, run.contestant.variogram)
-                execute(run, world, results, lambda step: progress.rounds(step + 1, training.steps))
+                progress.begin(f"{run.world} {run.label} {run.sampler} seed {run.seed}")
+                if result_of(run, results) is None:  # else another process has finished it meanwhile
+                    world = make_world(run.world, worlds, run.contestant.variogram)
+                    execute(run, world, results, lambda step: progress.rounds(step + 1, training.steps))
     finished = [(run, result) for run in planned if (result := result_of(run, results)) is not None]
     if not finished:
         print("no run has finished: there is nothing to write", file=sys.stderr)
@@ -66,18 +80,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "finished": len(finished),
         "rows": rows_of(finished, validation=options.what == SEARCH),
     }
-    _write(options.out, "strengths" if options.what == SEARCH else "accuracy", result, markdown)
+    some = "" if options.full or not options.named_worlds else "-" + "-".join(options.worlds)
+    _write(options.out, SUBJECTS[options.what], result, markdown, some)
     return 0
 
 
 def _write(
-    folder: Path, subject: str, result: dict[str, Any], markdown: Callable[[dict[str, Any]], str]
+    folder: Path,
+    subject: str,
+    result: dict[str, Any],
+    markdown: Callable[[dict[str, Any]], str],
+    some: str = "",
 ) -> None:
     date = datetime.date.today().isoformat()
     result = {"subject": subject, "date": date, "machine": describe(torch.device("cpu")), **result}
     text = markdown(result)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{subject}-{date}"
+    stem = folder / f"{subject}-{date}{some}"
     stem.with_name(stem.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_name(stem.name + ".md").write_text(text)
     print(text)
@@ -92,10 +111,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(TRAINING, SEARCH, DETECTION),
+        choices=(TRAINING, SETTING, SEARCH, DETECTION),
         default=TRAINING,
-        help="accuracy after training; the search for strengths, on validation photos; or the detection of "
-        "planted negatives (default: %(default)s)",
+        help="accuracy after training; the same under other learning rates and starting logit scales; the "
+        "search for strengths, on validation photos; or the detection of planted negatives (default: "
+        "%(default)s)",
     )
     parser.add_argument("--full", action="store_true", help="all worlds, policies and samplers")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, help=f"default: {DEFAULT_WORLD}")
@@ -115,6 +135,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("seeds", "steps"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: wanted at least 1, got {getattr(options, name)}")
+    options.named_worlds = bool(options.worlds)
     options.worlds = options.worlds or (list(WORLDS) if options.full else [DEFAULT_WORLD])
     options.policies = options.policies or list(COMPARED if options.full else DEFAULT)
     options.samplers = options.samplers or (list(SAMPLERS) if options.full else ["neighbours"])

@@ -84,6 +84,9 @@ COMPARED = {
     "distance_linear-25-km": Contestant("distance_linear", {"weight": 3, "scale_km": 25}),
 }
 DEFAULT = ("none", "explained")
+# learning rates and starting logit scales under which the default comparison is made; the first are usual
+SETTINGS = ({}, {"learning_rate": 1e-3}, {"learning_rate": 5e-4}, {"logit_scale": 8.0})
+SETTINGS += ({"learning_rate": 1e-3, "logit_scale": 8.0},)
 # strengths of the default policy, chosen on held-out photos that no table of results reads
 SEARCHED = (
     *(_explained(0, false, 0) for false in (3, 6, 15)),

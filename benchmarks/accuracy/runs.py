@@ -35,6 +35,18 @@ class Run:
     seed: int
     training: Training
 
+    @property
+    def label(self) -> str:
+        """The contestant's, and what of the training is not as usual."""
+        usual = Training()
+        words = {"learning rate": "learning_rate", "logit scale from": "logit_scale"}
+        unusual = [
+            f"{word} {getattr(self.training, name):g}"
+            for word, name in words.items()
+            if getattr(self.training, name) != getattr(usual, name)
+        ]
+        return ", ".join([self.contestant.label, *unusual])
+
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result, as plain values."""
         return {
@@ -50,7 +62,7 @@ class Run:
         """Where the result is kept."""
         text = json.dumps(self.settings(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        name = re.sub(r"[^a-z0-9.]+", "-", self.contestant.label.lower()).strip("-")
+        name = re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
         return cache / f"{self.world}_{name}_{self.sampler}_seed{self.seed}_{digest}.json"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,18 @@ HEAD = [
 def rows_of(runs: Iterable[tuple[Run, dict[str, Any]]], *, validation: bool = False) -> list[dict[str, Any]]:
     """One row per world, sampler, contestant and way to answer, of finished runs and their results.
 
-    "difference_points" is to plain InfoNCE with the same batches that answers with the most alike place, over
-    the seeds that both have; None for that itself, and where it has not run.
+    "difference_points" is to plain InfoNCE with the same batches and training settings that answers with the
+    most alike place, over the seeds that both have; None for that itself, and where it has not run.
     """
-    finished: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    finished: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
     for run, result in runs:
-        finished.setdefault((run.world, run.sampler, run.contestant.label), {})[run.seed] = result
+        plain_label = replace(run, contestant=PLAIN).label
+        finished.setdefault((run.world, run.sampler, run.label, plain_label), {})[run.seed] = result
     rows = []
-    for ((world, sampler, label), results), answer in itertools.product(finished.items(), ANSWERS):
-        itself = label == PLAIN.label and answer == ANSWERS[0]
-        plain = {} if itself else finished.get((world, sampler, PLAIN.label), {})
+    for (key, results), answer in itertools.product(finished.items(), ANSWERS):
+        world, sampler, label, plain_label = key
+        itself = label == plain_label and answer == ANSWERS[0]
+        plain = {} if itself else finished.get((world, sampler, plain_label, plain_label), {})
         seeds = sorted(results.keys() & plain.keys()) or sorted(results)
         hits = np.stack([within(results[seed], answer, validation=validation) for seed in seeds])
         intervals = None
@@ -83,11 +86,11 @@ def markdown(result: dict[str, Any]) -> str:
 
 READING = (
     "`none()`, answering with the most alike place, is plain InfoNCE, in percent of the held-out photos. The "
-    f"others: points above it with the same seeds and batches, with 95 % intervals over seeds and places "
-    f"({DRAWS:,} draws of both), bold where the interval excludes 0; with one seed the interval knows of "
-    f"places alone. The best supported of the {CANDIDATES} most alike places has the most probability around "
-    "it, each neighbour's weighed by the semivariogram's correlation ρ(h). Training: median processor time "
-    "of a run."
+    "others: points above it with the same seeds, batches and training, with 95 % intervals over seeds and "
+    f"places ({DRAWS:,} draws of both), bold where the interval excludes 0; with one seed the interval knows "
+    f"of places alone. The best supported of the {CANDIDATES} most alike places has the most probability "
+    "around it, each neighbour's weighed by the semivariogram's correlation ρ(h). Training: median processor "
+    "time of a run."
 )
 
 

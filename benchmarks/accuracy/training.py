@@ -33,6 +33,7 @@ ANSWERS = ("most alike", "best supported")
 class Training:
     """Settings that all contestants share; those of `geoclip demo`, but for batch and queue.
 
+    `logit_scale` is where that parameter starts; `learning_rate` is its and the others' peak.
     No queue: its places go through the location encoder at every step, and no photo asks for them. A larger
     batch learns more in the same time.
     """
@@ -42,6 +43,7 @@ class Training:
     neighbours: int = 7
     queue_size: int = 0
     learning_rate: float = 2e-3
+    logit_scale: float = 1 / 0.07
     warm_up: float = 0.1
     weight_decay: float = 0.01
     sigma: tuple[float, ...] = (2.0, 16.0, 64.0, 512.0)
@@ -83,6 +85,8 @@ def train(
         head="linear",
         seed=seed,
     )
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(training.logit_scale))
     queue = PlaceQueue(training.queue_size, dim)
     groups = parameter_groups(
         model.parameters(), learning_rate=training.learning_rate, weight_decay=training.weight_decay

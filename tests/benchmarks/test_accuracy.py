@@ -1,5 +1,6 @@
+import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy.contestants import COMPARED, PLAIN, Contestant
 from benchmarks.accuracy.detection import KINDS, PREVALENCE, detect, planted_pool
 from benchmarks.accuracy.plan import runs
@@ -238,6 +240,58 @@ def test_policies_find_the_planted_negatives(seed) -> None:
         assert ours >= 0.8
         for rival in ("dissimilarity alone", "distance alone"):
             assert ours >= precision[kind, rival] + 0.2
+
+
+def test_runs_under_other_settings_are_compared_with_plain_infonce_under_the_same(world, tmp_path) -> None:
+    usual = Training()
+    slow = replace(usual, learning_rate=1e-3)
+    assert Run("w", PLAIN, "random", 0, usual).label == "none()"
+    label = "none(), learning rate 0.001, logit scale from 8"
+    assert Run("w", PLAIN, "random", 0, replace(slow, logit_scale=8.0)).label == label
+    found = []
+    for training, plain, ours in ((usual, "5505", "5500"), (slow, "5005", "0000")):
+        for contestant, rings in ((PLAIN, plain), (EXPLAINED, ours)):
+            run = Run("w", contestant, "random", 0, training)
+            answers = dict.fromkeys(("most alike", "best supported"), rings)
+            result = {"settings": run.settings(), "rings": answers, "validation": 0, "training_cpu_s": 1.0}
+            found.append((run, result))
+    rows = [row for row in rows_of(found) if row["answer"] == "most alike"]
+    assert [row["label"].endswith(", learning rate 0.001") for row in rows] == [False, False, True, True]
+    assert [row["accuracy_percent"][0] for row in rows] == [25, 50, 50, 100]
+    assert rows[0]["difference_points"] is None
+    assert rows[2]["difference_points"] is None
+    assert [row["difference_points"][0][0] for row in rows[1::2]] == [25, 50]
+
+    starts = [replace(TINY, steps=1, learning_rate=1e-9, logit_scale=scale) for scale in (1 / 0.07, 8.0)]
+    ends = [train(world, batches(world, "random", t, 0), PLAIN.policy, t, 0).logit_scale for t in starts]
+    assert [float(end.detach().exp()) for end in ends] == pytest.approx([1 / 0.07, 8.0])
+
+
+@dataclass(frozen=True)
+class Tiny(Training):
+    steps: int = TINY.steps
+    batch_size: int = TINY.batch_size
+    neighbours: int = TINY.neighbours
+    width: int = TINY.width
+    encoded_size: int = TINY.encoded_size
+    sigma: tuple[float, ...] = TINY.sigma
+
+
+def test_command_goes_on_and_writes_a_file_for_its_worlds(world, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(command, "Training", Tiny)
+    monkeypatch.setattr(command, "make_world", lambda name, cache, kind="stable": world)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    options = ["--worlds", "synthetic", "--cache", str(tmp_path), "--out", str(tmp_path)]
+    assert command.main(["settings", "--seeds", "1", *options]) == 0
+    assert "10 runs to go" in capsys.readouterr().out
+    (file,) = tmp_path.glob("settings-*-synthetic.json")
+    result = json.loads(file.read_text())
+    assert (result["planned"], result["finished"], len(result["rows"])) == (10, 10, 20)
+    assert sum("logit scale from 8" in row["label"] for row in result["rows"]) == 8
+    assert command.main(["training", "--seeds", "2", *options]) == 0
+    assert "4 runs, 2 of them finished earlier" in capsys.readouterr().out
+    (file,) = tmp_path.glob("accuracy-*-synthetic.json")
+    assert {tuple(row["seeds"]) for row in json.loads(file.read_text())["rows"]} == {(0, 1)}
 
 
 def test_schedules_scale_the_strengths_alone() -> None:

@@ -63,5 +63,16 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
     assert "11.1" not in text
     assert "part" not in text
     assert "not for users" not in text
+    other = accuracy("2026-03-02", 5.5)
+    for row in other["rows"]:
+        row["world"] = "v"
+    both = accuracy("2026-03-03", 6.6)
+    both["rows"] = other["rows"] + gain["rows"]
+    write(tmp_path, "accuracy-2026-03-03", both)
+    write(tmp_path, "accuracy-2026-03-04-w", accuracy("2026-03-04", 44.4))
+    parts = page(newest(tmp_path), tmp_path / "images")
+    assert parts.count("| v | neighbours | `none()` |") == 1
+    assert parts.count("| w | neighbours | `none()` | most alike | 2 | 44.4 %") == 1
+    assert parts.count("| w | neighbours | `none()` |") == 1
     picture = (tmp_path / "images" / "accuracy-w.svg").read_text()
     assert picture.startswith("<?xml")
