@@ -32,8 +32,8 @@ class Prediction:
 
     Attributes:
         photo: its path, or its id in an embedding store.
-        latlon: (k, 2) latitude and longitude in degrees, most probable first.
-        probability: (k,) of these places.
+        latlon: (k, 2) latitude and longitude in degrees, best first.
+        probability: (k,) of each place alone; with a semivariogram it need not fall with the rank.
         radius_km: (2,) radius around the first place that holds half, and nine tenths, of the probability.
         density: (C,) probability of each of `cells`; None without them.
         cells: of the density.

@@ -56,7 +56,8 @@ def add_support(parser: argparse.ArgumentParser) -> None:
         "--variogram",
         metavar="FILE",
         help="semivariogram that `geoclip variogram` wrote: the answer is then the place with the most "
-        "probability around it, weighed by the correlation at each distance, not the most probable place",
+        "probability around it, weighed by the correlation at each distance, not the most probable place (a "
+        "probability that is printed is the place's own, and need not fall with the rank)",
     )
 
 
