@@ -244,9 +244,9 @@ def test_policies_find_the_planted_negatives(seed) -> None:
 
 def test_runs_under_other_settings_are_compared_with_plain_infonce_under_the_same(world, tmp_path) -> None:
     usual = Training()
-    slow = replace(usual, learning_rate=1e-3)
+    slow = replace(usual, learning_rate=5e-4)
     assert Run("w", PLAIN, "random", 0, usual).label == "none()"
-    label = "none(), learning rate 0.001, logit scale from 8"
+    label = "none(), learning rate 0.0005, logit scale from 8"
     assert Run("w", PLAIN, "random", 0, replace(slow, logit_scale=8.0)).label == label
     found = []
     for training, plain, ours in ((usual, "5505", "5500"), (slow, "5005", "0000")):
@@ -256,7 +256,7 @@ def test_runs_under_other_settings_are_compared_with_plain_infonce_under_the_sam
             result = {"settings": run.settings(), "rings": answers, "validation": 0, "training_cpu_s": 1.0}
             found.append((run, result))
     rows = [row for row in rows_of(found) if row["answer"] == "most alike"]
-    assert [row["label"].endswith(", learning rate 0.001") for row in rows] == [False, False, True, True]
+    assert [row["label"].endswith(", learning rate 0.0005") for row in rows] == [False, False, True, True]
     assert [row["accuracy_percent"][0] for row in rows] == [25, 50, 50, 100]
     assert rows[0]["difference_points"] is None
     assert rows[2]["difference_points"] is None
@@ -283,11 +283,11 @@ def test_command_goes_on_and_writes_a_file_for_its_worlds(world, tmp_path, monke
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     options = ["--worlds", "synthetic", "--cache", str(tmp_path), "--out", str(tmp_path)]
     assert command.main(["settings", "--seeds", "1", *options]) == 0
-    assert "10 runs to go" in capsys.readouterr().out
+    assert "8 runs to go" in capsys.readouterr().out
     (file,) = tmp_path.glob("settings-*-synthetic.json")
     result = json.loads(file.read_text())
-    assert (result["planned"], result["finished"], len(result["rows"])) == (10, 10, 20)
-    assert sum("logit scale from 8" in row["label"] for row in result["rows"]) == 8
+    assert (result["planned"], result["finished"], len(result["rows"])) == (8, 8, 16)
+    assert sum("logit scale from 8" in row["label"] for row in result["rows"]) == 4
     assert command.main(["training", "--seeds", "2", *options]) == 0
     assert "4 runs, 2 of them finished earlier" in capsys.readouterr().out
     (file,) = tmp_path.glob("accuracy-*-synthetic.json")
