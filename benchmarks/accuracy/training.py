@@ -34,8 +34,8 @@ class Training:
     """Settings that all contestants share; those of `geoclip demo`, but for batch, queue and learning rate.
 
     `logit_scale` is where that parameter starts; `learning_rate` is its and the others' peak, the best one of
-    plain InfoNCE in the field, of those in `contestants.SETTINGS`. No queue: its places go through the location
-    encoder at every step, and no photo asks for them. A larger batch learns more in the same time.
+    plain InfoNCE in the field of those in `contestants.SETTINGS`. No queue: its places go through the
+    location encoder at every step, and no photo asks for them. A larger batch learns more in the same time.
     """
 
     steps: int = 400
