@@ -31,7 +31,7 @@ ANSWERS = ("most alike", "best supported")
 
 @dataclass(frozen=True)
 class Training:
-    """Settings that all contestants share; those of `geoclip demo`, but for batch, queue and learning rate.
+    """Settings that all contestants share; those of `geoclip demo`, but for batch and queue.
 
     `logit_scale` is where that parameter starts; `learning_rate` is its and the others' peak, the best one of
     plain InfoNCE in the field of those in `contestants.SETTINGS`. No queue: its places go through the
