@@ -71,10 +71,11 @@ def _explained(
 # by the name on the command line; the first ones are the default comparison
 COMPARED = {
     "none": PLAIN,
-    "explained": _explained(0, 10, 5),
+    "explained": _explained(0, 3, 5),
+    "explained-false-10": _explained(0, 10, 5),
     "explained-false-only": _explained(0, 10, 0),
     "explained-far-only": _explained(0, 0, 5),
-    "explained-nested": _explained(0, 10, 5, variogram="nested"),
+    "explained-nested": _explained(0, 3, 5, variogram="nested"),
     # log(1 + 147.4) = 5 more for every negative wherever it is: what far does without a semivariogram
     "margin-5": Contestant("distance", {"strength": 147.4, "scale_km": 1e9}),
     "semivariogram-15": Contestant("semivariogram", {"hard": 0, "false": 15}),
@@ -97,9 +98,9 @@ SETTINGS: tuple[dict[str, float], ...] = (
 SEARCHED = (
     *(_explained(0, false, 5) for false in (0, 3, 6, 10, 15)),
     *(_explained(0, 10, far) for far in (0, 2, 8)),
-    _explained(6, 10, 5),
-    _explained(6, 10, 5, tolerance=0.1),
-    *(_explained(0, 10, 5, schedule) for schedule in ("rising", "falling", "late")),
-    _explained(0, 10, 5, variogram="nested"),
+    _explained(6, 3, 5),
+    _explained(6, 3, 5, tolerance=0.1),
+    *(_explained(0, 3, 5, schedule) for schedule in ("rising", "falling", "late")),
+    _explained(0, 3, 5, variogram="nested"),
     *(Contestant("rectify", {"mass": mass, "hard": 0, "false": 15}) for mass in (0.1, 0.5)),
 )
