@@ -95,6 +95,21 @@ def test_the_explained_message_comes(message, monkeypatch):
     assert re.match(pattern, " ".join(str(caught.value).split())), caught.value
 
 
+def test_accuracy_in_the_texts_is_that_of_the_results():
+    """Each difference with its interval stands in docs/results.md, which is written from the result files."""
+
+    def intervals(text):
+        plain = " ".join(text.split()).replace("−", "-").replace("**", "")
+        return set(re.findall(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", plain))
+
+    measured = intervals((ROOT / "docs" / "results.md").read_text())
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/policies.md")]
+    for text in [*texts, inspect.getdoc(NegativePolicy.explained)]:
+        said = intervals(text)
+        assert len(said) >= 4
+        assert not said - measured
+
+
 @pytest.mark.parametrize("module", [semivario_kernels, geoclip, geoclip.sampling], ids=lambda m: m.__name__)
 def test_docstrings_name_every_argument(module):
     """Those of public functions and classes, and of methods that take two or more."""
