@@ -133,7 +133,9 @@ class Prepared:
             else problem.y.new_ones(self.m, dtype=self.dtype)
         )
         # what a gradient is returned in; parts are added up
-        self.gradient_dtype = problem.x.dtype if problem.part is None else self.dtype
+        self.gradient_dtype = (
+            (problem.gradient_dtype or problem.x.dtype) if problem.part is None else self.dtype
+        )
         self.targets = problem.targets.clamp(0, self.m - 1) if problem.part is None else problem.targets
         self.p = self.q = None
         if problem.policy.reads_positions:
@@ -295,7 +297,7 @@ class TileDriver:
         need_dy: bool,
         need_ds: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of Σ w_i·loss_i from the sums of an earlier run, computing the logits again."""
+        """Gradients of Σ w_i·loss_i from the sums of an earlier run; the logits are computed again."""
         gradient = GradientSums(self, weights, need_dx, need_dy, need_ds)
         row_side, column_side = self._sides(
             gradient.weights, row_statistics, column_statistics, gradient.gain
@@ -579,7 +581,7 @@ class GradientSums:
                 self.ds += along.sum(dtype=torch.float64)
 
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Turn gy into ∂y; return ∂x, ∂y and ∂s."""
+        """Turn gy into ∂y; return ∂x, ∂y and ∂s, a float64 scalar."""
         problem, prepared = self.driver.problem, self.driver.prepared
         dy = None
         if self.gy is not None:
@@ -590,10 +592,7 @@ class GradientSums:
             )
             inverse_y = prepared.inverse_y if problem.normalize else None
             self.driver.project(problem.y.detach(), inverse_y, self.gy, self._scale(), dy, divide=False)
-        ds = self.ds
-        if ds is not None:
-            scale = problem.logit_scale
-            ds = (ds if self.gain is None else ds / self.gain).to(scale.dtype).reshape(scale.shape)
+        ds = self.ds if self.ds is None or self.gain is None else self.ds / self.gain
         return self.dx, dy, ds
 
     def _scale(self) -> Tensor:

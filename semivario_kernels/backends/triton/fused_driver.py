@@ -100,7 +100,6 @@ class FusedDriver(TritonTileDriver):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As `TileDriver.gradient`."""
         dx = dy = ds = None
-        scale = self.problem.logit_scale
         if need_dx or need_ds:
             rows, columns, gain = self._gained_sides(
                 weights, row_statistics, column_statistics, self._gallery
@@ -108,7 +107,7 @@ class FusedDriver(TritonTileDriver):
             dx, along = self._gradient(self._queries, self._gallery, rows, columns, gain)
             if need_ds:
                 ds = along.sum(dtype=torch.float64)
-                ds = (ds if gain is None else ds / gain).to(scale.dtype).reshape(scale.shape)
+                ds = ds if gain is None else ds / gain
         if need_dy:
             rows, columns, gain = self._gained_sides(
                 weights, row_statistics, column_statistics, self._queries
