@@ -66,7 +66,7 @@ class Epilogue(Protocol):
     """The arithmetic between the matrix products, on one tile of rows × columns.
 
     `dot` (rows, columns) comes as x̂_i·y_j, −inf where the pair is excluded, and becomes the logits in place;
-    `vu` is v̂_i·u_j or None, of a shorter dtype where v is; `extra` takes what the gradient needs again: a for
+    `vu` is v̂_i·u_j or None, perhaps of a shorter dtype where v is; `extra` takes what the gradient needs again: a for
     the policy "penalty", f for "rectify". `statistics` are (6, N) float64 sums, starting at −inf and zeros;
     None leaves them out. The tiles of a row block come in the order of their columns, the last with stop = M.
     """
@@ -241,7 +241,8 @@ class TileDriver:
         fixed = problem.x.shape[1] * short
         if problem.v is not None:
             of_v = product_dtype(problem.v).itemsize
-            per_row, per_pair = per_row + problem.v.shape[1] * of_v, per_pair + of_v
+            per_row += problem.v.shape[1] * of_v
+            per_pair += dissimilarity_dtype(problem).itemsize
             fixed += problem.v.shape[1] * of_v
         kept = 2 * long if prepared.keeps_extra else long  # logits, and a or f
         budget -= fixed * tile
@@ -452,7 +453,7 @@ class Blocks:
         self._vu = self._unit_v = self._u_tile = None
         if problem.v is not None and self.u is not None:
             of_v = product_dtype(problem.v)
-            self._vu = buffer(rows, tile, of_v)
+            self._vu = buffer(rows, tile, dissimilarity_dtype(problem))
             if driver.products.dissimilarity is None:
                 self._unit_v = buffer(rows, problem.v.shape[1], of_v)
                 self._u_tile = None if _multiplies(self.u, of_v) else buffer(tile, self.u.shape[1], of_v)
@@ -514,7 +515,7 @@ class Blocks:
             if products.dissimilarity is not None:
                 products.dissimilarity.multiply(all_rows, self.u[columns], vu)
             elif self._unit_v is not None:
-                torch.mm(self._unit_v[:size], _ready(self.u, self._u_tile, columns).T, out=vu)
+                _product(self._unit_v[:size], _ready(self.u, self._u_tile, columns).T, vu)
         exclude = self.driver.problem.exclude
         if exclude is not None:
             block = exclude[rows]
@@ -619,6 +620,16 @@ def side_losses(statistics: Tensor, live: Tensor, label_smoothing: float) -> Ten
 def product_dtype(matrix: Tensor) -> torch.dtype:
     """Return the dtype `matrix` is multiplied in: its own on a GPU, the arithmetic's on the CPU."""
     return matrix.dtype if matrix.is_cuda else arithmetic_dtype(matrix)
+
+
+def dissimilarity_dtype(problem: InfoNCEProblem) -> torch.dtype:
+    """Return the dtype of v̂·uᵀ: the factors', but for `penalty` the arithmetic's.
+
+    Its a = e^(d−γ) multiplies the logit, and so the product's rounding s-fold; a log-weight adds it.
+    """
+    assert problem.v is not None
+    penalty = problem.policy.kind == "penalty"
+    return arithmetic_dtype(problem.v) if penalty else product_dtype(problem.v)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
