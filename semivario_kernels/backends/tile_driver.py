@@ -66,9 +66,10 @@ class Epilogue(Protocol):
     """The arithmetic between the matrix products, on one tile of rows × columns.
 
     `dot` (rows, columns) comes as x̂_i·y_j, −inf where the pair is excluded, and becomes the logits in place;
-    `vu` is v̂_i·u_j or None, perhaps of a shorter dtype where v is; `extra` takes what the gradient needs again: a for
-    the policy "penalty", f for "rectify". `statistics` are (6, N) float64 sums, starting at −inf and zeros;
-    None leaves them out. The tiles of a row block come in the order of their columns, the last with stop = M.
+    `vu` is v̂_i·u_j or None, perhaps of a shorter dtype where v is; `extra` takes what the gradient needs
+    again: a for the policy "penalty", f for "rectify". `statistics` are (6, N) float64 sums, starting at −inf
+    and zeros; None leaves them out. The tiles of a row block come in the order of their columns, the last
+    with stop = M.
     """
 
     def forward(

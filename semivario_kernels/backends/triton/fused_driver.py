@@ -25,6 +25,7 @@ from semivario_kernels.backends.triton.configurations import (
     gradient_name,
     sums_name,
 )
+from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
 from semivario_kernels.backends.triton.shipped import (
     CAPABILITIES,
@@ -32,7 +33,7 @@ from semivario_kernels.backends.triton.shipped import (
     ShippedKernel,
     shipped_pair_options,
 )
-from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver, launching_on, padded_columns
+from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver, padded_columns
 
 if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
