@@ -267,6 +267,8 @@ class FusedDriver(TritonTileDriver):
         scale = self.prepared.scale if gain is None else self.prepared.scale / gain
         gradient = torch.empty(n, dims, dtype=self.prepared.gradient_dtype, device=device)
         sums = gradient[None] if splits == 1 else torch.empty(splits, n, dims, device=device)
+        # longer numbers than the features' are projected in place afterwards: in the kernel they would spill
+        direct = splits == 1 and gradient.dtype == own.features.dtype
         along = torch.empty(splits, n, device=device)
         fused_kernels.fused_gradient[(own_blocks, splits, chunks)](
             *self._pair_arguments(own, other),
@@ -283,13 +285,13 @@ class FusedDriver(TritonTileDriver):
             **self._pair_constants(own),
             OWN_SIDE=own_side is not None,
             OTHER_SIDE=other_side is not None,
-            DIRECT=splits == 1,
+            DIRECT=direct,
             **blocks.block,
             BLOCK_D=block_dims,
             PARTS=triton.cdiv(all_parts, chunks),
             **blocks.options,
         )
-        if splits > 1:
+        if not direct:
             rows, columns = STRIP_BLOCKS.project_rows, min(STRIP_BLOCKS.project_columns, block_dims)
             fused_kernels.merge_gradient[(triton.cdiv(n, rows), triton.cdiv(dims, columns))](
                 sums,
