@@ -33,6 +33,7 @@ PROCESSES = 12  # of the tests: each compiles its own kernels, on a core of its 
 TOOLKIT = Path("/usr/local/cuda")  # where it is not on PATH
 SANITIZERS = ("compute-sanitizer", str(TOOLKIT / "bin" / "compute-sanitizer"))
 VERDICT = re.compile(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
+NOT_IMPORTED = re.compile(r"^ERROR ([^\s:]+\.py)(?= - |$)", re.MULTILINE)  # in pytest's short summary
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,13 @@ def run_tests(limit_s: float, out: Path) -> tuple[list[str], bool]:
 def verdict_lines(stage: str, ended: Ended) -> tuple[list[str], bool]:
     """Lines of the summary on a run of pytest, and whether all went well."""
     verdicts = dict(VERDICT.findall(ended.output))
+    verdicts |= dict.fromkeys(NOT_IMPORTED.findall(ended.output), "ERROR")
     counts = Counter(verdicts.values())
     words = ", ".join(f"{counts[word]} {word.lower()}" for word in sorted(counts)) or "no test ended"
     late = sum(status is None for status in ended.statuses)
-    # pytest's status 5: a share of the tests that holds none
-    broken = [status for status in ended.statuses if status not in (0, 1, 5, None)]
+    # pytest's status 1: a test failed, and its line says which; 5: a share of the tests that holds none
+    explained = (0, 5, None, 1) if counts["FAILED"] + counts["ERROR"] else (0, 5, None)
+    broken = [status for status in ended.statuses if status not in explained]
     lines = [f"{stage}: {words} ({ended.seconds:.0f} s)"]
     lines += [f"  {late} of {len(ended.statuses)} processes ran out of time"] * bool(late)
     lines += [f"  pytest ended with status {status}, see {stage}.log" for status in broken]
@@ -133,8 +136,9 @@ def sanitize(limit_s: float, out: Path) -> tuple[list[str], bool]:
     if tool is None:
         return ["sanitizer: compute-sanitizer is not there"], True
     files = [str(file.relative_to(ROOT)) for file in sorted(ROOT.glob(TESTS[0]))]
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-v"]
-    command += ["-p", "no:cacheprovider", "-m", "sanitizer", *files]
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9"]
+    command += ["--report-api-errors", "no"]  # libraries ask for what a driver may refuse, and go on without
+    command += [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "sanitizer", *files]
     # without torch's caching allocator every tensor is an allocation of its own, whose ends are watched
     ended = run_side_by_side(
         [command], limit_s, out / "sanitizer.log", {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -134,8 +134,8 @@ class BinnedRun:
         sizes = [len(places) for places in self.places]
         if self.sample.max_pairs is not None and self.sample.max_pairs < _pairs(sizes):
             self.strata = lag_strata(self.edges_km)
-            generator = torch.Generator().manual_seed(self.sample.seed)
-            self._ranks = [torch.randperm(size, generator=generator) for size in sizes]
+            generator = torch.Generator("cpu").manual_seed(self.sample.seed)
+            self._ranks = [torch.randperm(size, generator=generator, device="cpu") for size in sizes]
 
     @property
     def sampled(self) -> bool:

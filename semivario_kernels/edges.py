@@ -80,9 +80,10 @@ def quantile_edges_km(
         raise ValueError(f"bins: wanted at least 1, got {bins}")
     if max_lag_km is not None:
         check_number("max_lag_km", max_lag_km, low=0, open_low=True)
-    generator = torch.Generator().manual_seed(seed)
-    i = torch.randint(len(p), (SAMPLED_PAIRS,), generator=generator)
-    j = (i + torch.randint(1, len(p), (SAMPLED_PAIRS,), generator=generator)) % len(p)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    i = torch.randint(len(p), (SAMPLED_PAIRS,), generator=generator, device="cpu")
+    step = torch.randint(1, len(p), (SAMPLED_PAIRS,), generator=generator, device="cpu")
+    j = (i + step) % len(p)
     half_chord = (p[i] - p[j]).norm(dim=1) / 2
     h_km = np.asarray(2 * EARTH_RADIUS_KM * torch.asin(half_chord.clamp(max=1)).numpy())
     if max_lag_km is not None:

@@ -6,6 +6,7 @@ tensor of numbers, so that a refit does not recompile. The reference backend is 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from semivario_kernels.problem import InfoNCEProblem
 from semivario_kernels.variogram import VariogramModel
 
 Tensor = torch.Tensor
+SCALED_ROWS = 16384  # at a time on the CPU, where a product in float32 is held before it is rounded
 
 
 def row_losses(problem: InfoNCEProblem, backend: str, workspace_mb: int | None) -> Tensor:
@@ -142,6 +144,7 @@ def info_nce(
         policy, variogram, label_smoothing, symmetric, normalize,
     )  # fmt: skip
     problem.check_values()
+    problem = replace(problem, gradient_dtype=None if reduction == "none" else kept_dtype(x))
     driver = backends.load(backend, x).driver(problem, workspace_mb or None)
     empty = x.new_empty(0)
     if reduction == "none":
@@ -160,8 +163,17 @@ def info_nce(
     if reduction == "mean":
         weights = weights / weights.sum()
     result = driver.run(weights, need_dx, need_dy, need_ds)
-    gradients = (empty.clone() if g is None else g for g in (result.dx, result.dy, result.ds))
+    ds = None if result.ds is None else result.ds.to(kept_dtype(logit_scale)).reshape(logit_scale.shape)
+    gradients = (empty.clone() if g is None else g for g in (result.dx, result.dy, ds))
     return ((weights * result.losses).sum(), *gradients, empty, empty.clone())
+
+
+def kept_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which the gradient of `tensor` waits for the upstream one.
+
+    float16 would lose what a loss scale is there to save, and has no room for the scale itself.
+    """
+    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
 
 
 @info_nce.register_fake
@@ -175,11 +187,13 @@ def _info_nce_fake(
     loss_shape = (x.shape[0],) if reduction == "none" else ()
     loss = x.new_empty(loss_shape, dtype=arithmetic_dtype(x))
     none = reduction == "none"
+    gradients = (
+        of.new_empty(of.shape, dtype=kept_dtype(of)) if need and not none else x.new_empty(0)
+        for of, need in ((x, need_dx), (y, need_dy), (logit_scale, need_ds))
+    )
     return (
         loss,
-        x.new_empty(x.shape if need_dx and not none else (0,)),
-        y.new_empty(y.shape if need_dy and not none else (0,)),
-        logit_scale.new_empty(logit_scale.shape) if need_ds and not none else x.new_empty(0),
+        *gradients,
         x.new_empty((6, x.shape[0]), dtype=torch.float64) if none else x.new_empty(0),
         x.new_empty((6, y.shape[0]), dtype=torch.float64) if none and symmetric else x.new_empty(0),
     )
@@ -221,7 +235,7 @@ def info_nce_backward(
         upstream, row_statistics, column_statistics if symmetric else None, need_dx, need_dy, need_ds
     )
     dx, dy, ds = (x.new_empty(0) if g is None else g for g in gradients)
-    return dx, dy, ds
+    return dx, dy, ds.to(logit_scale.dtype).reshape(logit_scale.shape) if need_ds else ds
 
 
 @info_nce_backward.register_fake
@@ -249,6 +263,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.reduced = reduction != "none"
     if ctx.reduced:
         ctx.save_for_backward(*output[1:4])
+        ctx.dtypes = [tensor.dtype for tensor in inputs[:3]]
     else:
         # all tensors but the row weights, which enter outside
         ctx.save_for_backward(*output[4:], *inputs[:9], inputs[10])
@@ -264,7 +279,10 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
             "or use backend='reference'"
         )
     if ctx.reduced:
-        gradients = [_scaled(saved, upstream) for saved in ctx.saved_tensors]
+        gradients = [
+            _scaled(saved, upstream, dtype) if need else None
+            for saved, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
+        ]
     else:
         rows, columns, *tensors, parameters = ctx.saved_tensors
         gradients = list(
@@ -274,14 +292,23 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
     return (*wanted, *[None] * 19)
 
 
-def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """The gradient times the upstream one, out of place; a plain backward() on the CPU needs no copy."""
-    readable = (
-        upstream.device.type == "cpu" and type(upstream) is Tensor and not torch.compiler.is_compiling()
-    )
-    if readable and float(upstream) == 1:
-        return gradient
-    return gradient * upstream.to(gradient.dtype)
+def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient times the upstream one in `dtype`, multiplied in float32 at least and out of place.
+
+    A plain backward() on the CPU needs no product, and no copy but for float16.
+    """
+    traced = type(upstream) is not Tensor or torch.compiler.is_compiling()
+    if not traced and upstream.device.type == "cpu" and float(upstream) == 1:
+        return gradient.to(dtype)
+    # as it is, a scalar would be rounded to the gradient's dtype first
+    upstream = upstream.expand_as(gradient)
+    if traced or gradient.ndim == 0 or gradient.dtype == upstream.dtype == dtype:
+        return (gradient * upstream).to(dtype)
+    scaled = torch.empty_like(gradient, dtype=dtype)
+    rows = SCALED_ROWS if gradient.device.type == "cpu" else max(1, len(gradient))
+    for part in zip(*(torch.split(t, rows) for t in (gradient, upstream, scaled)), strict=True):
+        torch.mul(*part[:2], out=part[2])
+    return scaled
 
 
 info_nce.register_autograd(_backward, setup_context=_setup_context)

@@ -83,7 +83,7 @@ class NegativePolicy:
         self._check("range_km", low=0, open_low=self.kind in ("threshold", "penalty"))
         self._check("scale_km", low=0, open_low=self.kind in READS_POSITIONS_ONLY)
         numbers = [getattr(self, name) for name in PARAMETERS]
-        object.__setattr__(self, "parameters", torch.tensor(numbers, dtype=torch.float64))
+        object.__setattr__(self, "parameters", torch.tensor(numbers, dtype=torch.float64, device="cpu"))
 
     def _check(self, name: str, *, low: float = -float("inf"), open_low: bool = False) -> None:
         object.__setattr__(self, name, check_number(name, getattr(self, name), low=low, open_low=open_low))

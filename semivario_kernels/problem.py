@@ -51,6 +51,7 @@ class InfoNCEProblem:
         row_weights: (N,) weights of the queries, or None.
         part: says that there are more queries and gallery entries elsewhere; targets and exclude may then
             lie outside of 0 … M−1 and name none of these entries.
+        gradient_dtype: what ∂x and ∂y of the whole problem are made in; the features' own when None.
     """
 
     x: torch.Tensor
@@ -69,6 +70,7 @@ class InfoNCEProblem:
     normalize: bool
     row_weights: torch.Tensor | None = None
     part: Part | None = None
+    gradient_dtype: torch.dtype | None = None
 
     def check_values(self, whole_gallery: int | None = None) -> None:
         """Look at coordinates, indices and weights, on the CPU or with SEMIVARIO_CHECK=1; or ValueError.

@@ -50,8 +50,8 @@ def robust_gamma(estimator: str, totals: BinnedSums, places: list[Places]) -> Fl
 def effective_dimensions(places: list[Places]) -> float:
     """ν of the unit vectors of all the places."""
     dimensions = places[0].embeddings.shape[1]
-    total = torch.zeros(dimensions, dtype=torch.float64)
-    products = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+    total = torch.zeros(dimensions, dtype=torch.float64, device="cpu")
+    products = torch.zeros(dimensions, dimensions, dtype=torch.float64, device="cpu")
     count = 0
     for side in places:
         for index, inverse in zip(
@@ -69,10 +69,10 @@ def effective_dimensions(places: list[Places]) -> float:
 def chi2_median(nu: float) -> float:
     """Median of the χ² distribution with ν degrees of freedom, by bisection of its distribution function."""
     low, high = 0.0, 4 * nu + 4
-    half_nu = torch.tensor(nu / 2, dtype=torch.float64)
+    half_nu = torch.tensor(nu / 2, dtype=torch.float64, device="cpu")
     for _ in range(100):
         middle = (low + high) / 2
-        below = torch.special.gammainc(half_nu, torch.tensor(middle / 2, dtype=torch.float64)) < 0.5
+        below = torch.special.gammainc(half_nu, half_nu.new_tensor(middle / 2)) < 0.5
         low, high = (middle, high) if below else (low, middle)
     return high
 

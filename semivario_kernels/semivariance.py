@@ -153,7 +153,7 @@ def _fingerprint(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor) and part.shape[1] > 2:
-            rows = torch.linspace(0, len(part) - 1, 64).long()
+            rows = torch.linspace(0, len(part) - 1, 64, device="cpu").long()
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
             part = part[rows.to(part.device)].double()
         if isinstance(part, torch.Tensor):

@@ -118,7 +118,7 @@ def _sharded_info_nce_fake(x: Tensor, y: Tensor, *arguments: Any) -> tuple[Tenso
         losses,
         *(x.new_empty(shape, dtype=torch.float64) for shape in sums),
         losses.new_empty(()),
-        torch.empty(group_of(group).size(), HEADER, dtype=torch.int64),
+        torch.empty(group_of(group).size(), HEADER, dtype=torch.int64, device="cpu"),
     )
 
 

@@ -109,7 +109,7 @@ class VariogramModel:
         for name, values in columns.items():
             object.__setattr__(self, name, values[0] if len(values) == 1 else values)
         numbers = [self.nugget, *(value for structure in self.structures for value in structure[1:])]
-        object.__setattr__(self, "parameters", torch.tensor(numbers, dtype=torch.float64))
+        object.__setattr__(self, "parameters", torch.tensor(numbers, dtype=torch.float64, device="cpu"))
         object.__setattr__(self, "signature", ":".join((self.metric, *kinds)))
 
     @classmethod

@@ -25,8 +25,8 @@ class CudaBinning:
         self._device = device
         self.products: BlockProducts = TorchProducts(torch.float32)
         self._units = {
-            "sums": torch.tensor(extension.Binning.units, dtype=torch.float64),
-            "quarter_sums": torch.tensor(extension.Binning.quarter_units, dtype=torch.float64),
+            "sums": torch.tensor(extension.Binning.units, dtype=torch.float64, device="cpu"),
+            "quarter_sums": torch.tensor(extension.Binning.quarter_units, dtype=torch.float64, device="cpu"),
         }
         self._sums = {
             name: torch.zeros(value.shape, dtype=torch.int64, device=device)

@@ -23,10 +23,15 @@ class NativeBinning:
         self.products = products
         extension = native_extension()
         threads = torch.get_num_threads()
-        self._units = torch.tensor(extension.Binning.units, dtype=torch.float64)
+        self._units = torch.tensor(extension.Binning.units, dtype=torch.float64, device="cpu")
         start = BinnedSums.empty(request, torch.device("meta"))  # for names and shapes
         self._copies = {
-            name: torch.zeros(threads, *value.shape, dtype=torch.int64 if name == "sums" else value.dtype)
+            name: torch.zeros(
+                threads,
+                *value.shape,
+                dtype=torch.int64 if name == "sums" else value.dtype,
+                device="cpu",
+            )
             for name, value in start.tensors().items()
         }
         self._table = table = make_bin_table(request.chord_edges.numpy())

@@ -190,7 +190,7 @@ class Walk:
         first, last, n = int(tiles[0]), int(tiles[-1]), len(self.columns)
         if last - first + 1 == len(tiles):
             return slice(first * TILE, min((last + 1) * TILE, n))
-        places = (tiles[:, None] * TILE + torch.arange(TILE)).reshape(-1)
+        places = (tiles[:, None] * TILE + torch.arange(TILE, device="cpu")).reshape(-1)
         return places[places < n].to(self.columns.index.device)
 
     def _cost(self, block_rows: int, plan: Plan) -> float:

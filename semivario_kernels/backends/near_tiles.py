@@ -53,8 +53,8 @@ class Caps:
 
     def meet(self, others: Caps, reach: float) -> Tensor:
         """(tiles, others) bool: whether two places under a cap and another may lie within `reach` radians."""
-        found = torch.empty(len(self), len(others), dtype=torch.bool)
-        two = torch.tensor(2.0, dtype=torch.float64)
+        found = torch.empty(len(self), len(others), dtype=torch.bool, device="cpu")
+        two = torch.tensor(2.0, dtype=torch.float64, device="cpu")
         rows = max(1, COMPARED // max(1, len(others)))
         for first in range(0, len(self), rows):
             part = self[first : first + rows]
@@ -100,7 +100,7 @@ class AllTiles:
             and the one after the last, (k, 2) int32.
         """
         first = start // TILE if self._triangle else 0
-        tiles = torch.arange(first, -(-self._m // TILE))
+        tiles = torch.arange(first, -(-self._m // TILE), device="cpu")
         last = (tiles + 1) * TILE - start if self._triangle else torch.full_like(tiles, stop - start)
         return tiles, torch.stack([torch.zeros_like(last), last.clamp(max=stop - start)], dim=1).int()
 
@@ -152,19 +152,20 @@ class NearTiles:
         first, last = start // TILE, -(-min(start + SEARCHED, self._rows.size) // TILE)
         per = WIDE // TILE
         wide = self._rows.wide[first // per : -(-last // per)].meet(self._columns.wide, self._reach)
-        tiles = (wide.any(dim=0).nonzero() * per + torch.arange(per)).reshape(-1)
+        tiles = (wide.any(dim=0).nonzero() * per + torch.arange(per, device="cpu")).reshape(-1)
         tiles = tiles[tiles < len(self._columns.tiles)]
         if self._triangle:
             tiles = tiles[tiles >= first]
         near = self._rows.tiles[first:last].meet(self._columns.tiles[tiles], self._reach)
         if self._triangle:
-            near &= torch.arange(first, last)[:, None] <= tiles
+            near &= torch.arange(first, last, device="cpu")[:, None] <= tiles
         return tiles, near
 
     def _extend(self, plan: Plan, block_rows: int, start: int, near: Tensor, columns: Tensor) -> None:
         per = block_rows // TILE
         blocks = torch.nn.functional.pad(near, (0, 0, 0, -len(near) % per)).view(-1, per, len(columns))
-        sizes = (self._rows.size - start - torch.arange(len(blocks)) * block_rows).clamp(max=block_rows)
+        starts = start + torch.arange(len(blocks), device="cpu") * block_rows
+        sizes = (self._rows.size - starts).clamp(max=block_rows)
         first, last = _ranges(blocks)
         rows = torch.minimum(last * TILE, sizes[:, None]) - first * TILE
         met = blocks.any(dim=1) * columns
@@ -179,6 +180,6 @@ class NearTiles:
 def _ranges(near: Tensor) -> tuple[Tensor, Tensor]:
     """The first true row of every column and the one after the last, (b, k) int64, of (b, rows, k) bool."""
     rows = near.shape[1]
-    ahead = torch.arange(1, rows + 1, dtype=torch.int16)[:, None]
+    ahead = torch.arange(1, rows + 1, dtype=torch.int16, device="cpu")[:, None]
     first, last = (near * ahead.flip(0)).amax(dim=1), (near * ahead).amax(dim=1)
     return rows - first.long(), last.long()

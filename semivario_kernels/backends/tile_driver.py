@@ -66,9 +66,10 @@ class Epilogue(Protocol):
     """The arithmetic between the matrix products, on one tile of rows × columns.
 
     `dot` (rows, columns) comes as x̂_i·y_j, −inf where the pair is excluded, and becomes the logits in place;
-    `vu` is v̂_i·u_j or None, of a shorter dtype where v is; `extra` takes what the gradient needs again: a for
-    the policy "penalty", f for "rectify". `statistics` are (6, N) float64 sums, starting at −inf and zeros;
-    None leaves them out. The tiles of a row block come in the order of their columns, the last with stop = M.
+    `vu` is v̂_i·u_j or None, perhaps of a shorter dtype where v is; `extra` takes what the gradient needs
+    again: a for the policy "penalty", f for "rectify". `statistics` are (6, N) float64 sums, starting at −inf
+    and zeros; None leaves them out. The tiles of a row block come in the order of their columns, the last
+    with stop = M.
     """
 
     def forward(
@@ -133,7 +134,9 @@ class Prepared:
             else problem.y.new_ones(self.m, dtype=self.dtype)
         )
         # what a gradient is returned in; parts are added up
-        self.gradient_dtype = problem.x.dtype if problem.part is None else self.dtype
+        self.gradient_dtype = (
+            (problem.gradient_dtype or problem.x.dtype) if problem.part is None else self.dtype
+        )
         self.targets = problem.targets.clamp(0, self.m - 1) if problem.part is None else problem.targets
         self.p = self.q = None
         if problem.policy.reads_positions:
@@ -239,7 +242,8 @@ class TileDriver:
         fixed = problem.x.shape[1] * short
         if problem.v is not None:
             of_v = product_dtype(problem.v).itemsize
-            per_row, per_pair = per_row + problem.v.shape[1] * of_v, per_pair + of_v
+            per_row += problem.v.shape[1] * of_v
+            per_pair += dissimilarity_dtype(problem).itemsize
             fixed += problem.v.shape[1] * of_v
         kept = 2 * long if prepared.keeps_extra else long  # logits, and a or f
         budget -= fixed * tile
@@ -295,7 +299,7 @@ class TileDriver:
         need_dy: bool,
         need_ds: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of Σ w_i·loss_i from the sums of an earlier run, computing the logits again."""
+        """Gradients of Σ w_i·loss_i from the sums of an earlier run; the logits are computed again."""
         gradient = GradientSums(self, weights, need_dx, need_dy, need_ds)
         row_side, column_side = self._sides(
             gradient.weights, row_statistics, column_statistics, gradient.gain
@@ -450,7 +454,7 @@ class Blocks:
         self._vu = self._unit_v = self._u_tile = None
         if problem.v is not None and self.u is not None:
             of_v = product_dtype(problem.v)
-            self._vu = buffer(rows, tile, of_v)
+            self._vu = buffer(rows, tile, dissimilarity_dtype(problem))
             if driver.products.dissimilarity is None:
                 self._unit_v = buffer(rows, problem.v.shape[1], of_v)
                 self._u_tile = None if _multiplies(self.u, of_v) else buffer(tile, self.u.shape[1], of_v)
@@ -512,7 +516,7 @@ class Blocks:
             if products.dissimilarity is not None:
                 products.dissimilarity.multiply(all_rows, self.u[columns], vu)
             elif self._unit_v is not None:
-                torch.mm(self._unit_v[:size], _ready(self.u, self._u_tile, columns).T, out=vu)
+                _product(self._unit_v[:size], _ready(self.u, self._u_tile, columns).T, vu)
         exclude = self.driver.problem.exclude
         if exclude is not None:
             block = exclude[rows]
@@ -579,7 +583,7 @@ class GradientSums:
                 self.ds += along.sum(dtype=torch.float64)
 
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Turn gy into ∂y; return ∂x, ∂y and ∂s."""
+        """Turn gy into ∂y; return ∂x, ∂y and ∂s, a float64 scalar."""
         problem, prepared = self.driver.problem, self.driver.prepared
         dy = None
         if self.gy is not None:
@@ -590,10 +594,7 @@ class GradientSums:
             )
             inverse_y = prepared.inverse_y if problem.normalize else None
             self.driver.project(problem.y.detach(), inverse_y, self.gy, self._scale(), dy, divide=False)
-        ds = self.ds
-        if ds is not None:
-            scale = problem.logit_scale
-            ds = (ds if self.gain is None else ds / self.gain).to(scale.dtype).reshape(scale.shape)
+        ds = self.ds if self.ds is None or self.gain is None else self.ds / self.gain
         return self.dx, dy, ds
 
     def _scale(self) -> Tensor:
@@ -620,6 +621,16 @@ def side_losses(statistics: Tensor, live: Tensor, label_smoothing: float) -> Ten
 def product_dtype(matrix: Tensor) -> torch.dtype:
     """Return the dtype `matrix` is multiplied in: its own on a GPU, the arithmetic's on the CPU."""
     return matrix.dtype if matrix.is_cuda else arithmetic_dtype(matrix)
+
+
+def dissimilarity_dtype(problem: InfoNCEProblem) -> torch.dtype:
+    """Return the dtype of v̂·uᵀ: the factors', but for `penalty` the arithmetic's.
+
+    Its a = e^(d−γ) multiplies the logit, and so the product's rounding s-fold; a log-weight adds it.
+    """
+    assert problem.v is not None
+    penalty = problem.policy.kind == "penalty"
+    return arithmetic_dtype(problem.v) if penalty else product_dtype(problem.v)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.cases import FLOOR, Case, time_cases
 from benchmarks.floor import matrix_rate
 from benchmarks.gpu import Ended, bar_lines, build, main, run_side_by_side, verdict_lines
@@ -63,6 +64,42 @@ def test_a_run_without_tests_or_time_is_not_well():
     lines, well = verdict_lines("tests", Ended([0, 2], "a.py::test_x PASSED [ 1%]", 9.0))
     assert lines[1:] == ["  pytest ended with status 2, see tests.log"]
     assert not well
+    lines, well = verdict_lines("tests", Ended([0, 1], "a.py::test_x PASSED [ 1%]", 9.0))
+    assert lines[1:] == ["  pytest ended with status 1, see tests.log"]
+    assert not well
+
+
+@pytest.mark.parametrize("line", ["import no_such_module", "def broken(:"])
+def test_a_file_that_cannot_be_imported_is_an_error(line, tmp_path):
+    (tmp_path / "test_good.py").write_text("def test_good(): pass\ndef test_too(): pass\n")
+    (tmp_path / "test_broken.py").write_text(f"{line}\n\ndef test_unseen(): pass\n")
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    command = [sys.executable, "-m", "pytest", "-v", "-c", os.devnull, f"--rootdir={tmp_path}"]
+    command += ["--continue-on-collection-errors", str(tmp_path)]
+    commands = [[*command, f"--shard={k}/2"] for k in range(2)]
+    lines, well = verdict_lines("tests", run_side_by_side(commands, 120.0, tmp_path / "tests.log"))
+    assert lines[0].startswith("tests: 1 error, 2 passed ("), lines
+    (error,) = lines[1:]
+    assert error.startswith("  ERROR: ")
+    assert error.endswith("test_broken.py")
+    assert not well
+
+
+def test_memcheck_counts_the_kernels_errors_only(tmp_path, monkeypatch):
+    seen = []
+
+    def run(commands, limit_s, log, environment):
+        seen.extend(commands)
+        return Ended([0], "a.py::test_x PASSED [ 1%]\n========= ERROR SUMMARY: 0 errors", 1.0)
+
+    monkeypatch.setattr(gpu, "SANITIZERS", ("true",))
+    monkeypatch.setattr(gpu, "run_side_by_side", run)
+    lines, well = gpu.sanitize(60.0, tmp_path)
+    assert lines == ["sanitizer: 1 passed (1 s)", "  memcheck: 0 errors"]
+    assert well
+    (command,) = seen
+    before = command[: command.index(sys.executable)]
+    assert before[before.index("--report-api-errors") + 1] == "no"
 
 
 def test_the_build_stage_never_fails(tmp_path, monkeypatch):

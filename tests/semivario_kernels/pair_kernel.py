@@ -1,4 +1,9 @@
-"""A kernel around the Triton pair arithmetic, one value per pair, for the tests."""
+"""A kernel around the Triton pair arithmetic, one value per pair, for the tests.
+
+Run as a script it compiles the kernel for sm_90, which needs no GPU, and prints what the compiler says.
+"""
+
+import json
 
 import torch
 import triton
@@ -56,7 +61,7 @@ def evaluate(
     tl.store(out + 3 * stride + index, zero + b, mask=mask)
     tl.store(out + 4 * stride + index, zero + f, mask=mask)
     logits, a, f = block_logits(
-        zero + 0.1, 1.0 - unlikeness, 4.0, zero > 0.0, zero > 0.0, px, py, pz, qx, qy, qz, numbers,
+        zero + 0.1, 1.0 - unlikeness, zero + 4.0, zero > 0.0, zero > 0.0, px, py, pz, qx, qy, qz, numbers,
         POLICY, KINDS, CHORD, SOURCE, FAST, MAPPED,
     )  # fmt: skip
     tl.store(out + 5 * stride + index, logits, mask=mask)
@@ -65,13 +70,6 @@ def evaluate(
 def evaluated(policy, model, p, q, d, *, fast):
     """(6, n) of float32 unit vectors p and q, (n, 3) each, and dissimilarities d, (n,)."""
     reads = policy.reads_dissimilarity
-    options = PairOptions(
-        policy.kind,
-        tuple(structure[0] for structure in model.structures) if reads else (),
-        reads and model.metric == "chord",
-        "embeddings" if reads else "",
-        fast,
-    )
     n = len(p)
     out = torch.full((6, n), torch.nan, device=p.device)
     evaluate[(triton.cdiv(n, BLOCK),)](
@@ -82,7 +80,43 @@ def evaluated(policy, model, p, q, d, *, fast):
         n,
         n,
         pair_parameters(policy, model if reads else None, p.device),
-        **options.constexprs(),
+        **options_of(policy, model, fast=fast).constexprs(),
         BLOCK=BLOCK,
     )
     return out
+
+
+def options_of(policy, model, *, fast):
+    """What is compiled for a policy and a model."""
+    reads = policy.reads_dissimilarity
+    return PairOptions(
+        policy.kind,
+        tuple(structure[0] for structure in model.structures) if reads else (),
+        reads and model.metric == "chord",
+        "embeddings" if reads else "",
+        fast,
+    )
+
+
+def compilations():
+    """The kernel for sm_90, for every policy and both ways of `fast`."""
+    from test_policy import POLICIES
+
+    from semivario_kernels import VariogramModel
+    from semivario_kernels.backends.triton.shipped import ShippedKernel
+
+    model = VariogramModel(("stable", "gaussian"), 0.1, (0.3, 0.4), (90.0, 4000.0), (0.6, 1.0))
+    types = dict.fromkeys(("p", "q", "d", "out", "parameters"), "*fp32") | {"stride": "i32", "count": "i32"}
+    for policy, _ in POLICIES.values():
+        for fast in (True, False):
+            constants = {**options_of(policy, model, fast=fast).constexprs(), "BLOCK": BLOCK}
+            label = f"{policy.kind} fast={fast}"
+            yield ShippedKernel.of("evaluate", evaluate, types, constants, {"num_warps": 4}, 90, label)
+
+
+if __name__ == "__main__":
+    from benchmarks.aot.compilation import cached, compile_kernel
+
+    kernels = list(compilations())
+    found = {kernel.label: (cached(kernel) or compile_kernel(kernel)).get("error") for kernel in kernels}
+    print(json.dumps(found))

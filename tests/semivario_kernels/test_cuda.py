@@ -17,6 +17,7 @@ from semivario_kernels import (
 from semivario_kernels.geometry import unit_vectors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where test_tile_driver.py replays the comparison
 
 MODEL = VariogramModel("stable", 0.05, 0.8, 300.0, 0.5)
 POLICIES = [
@@ -75,10 +76,10 @@ def sum_of_slopes(p, **options):
 
 def assert_equals_float64(p, on_gpu, **options):
     """|ours − float64| ≤ |reference in the same dtype − float64| + tolerance · largest entry."""
-    there = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    there = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     exact = {k: t.double() for k, t in p.items()}
     results = [
-        gradients_of({k: t.cuda() for k, t in p.items()}, **on_gpu, **there),
+        gradients_of({k: t.to(DEVICE) for k, t in p.items()}, **on_gpu, **there),
         gradients_of(p, backend="reference", **options),
         gradients_of(exact, backend="reference", **options),
     ]

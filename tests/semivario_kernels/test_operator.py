@@ -246,3 +246,74 @@ def test_features_off_the_cpu_without_a_check_give_nan(monkeypatch):
     assert far.isnan().all()
     p["gallery_latlon"] = torch.full((17, 2), 200.0, dtype=torch.float64)
     assert semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY).isnan()
+
+
+def small_gradients(dtype):
+    """Long galleries, whose negatives have gradients far below float16's smallest number."""
+    g = torch.Generator().manual_seed(0)
+    p = {k: t.detach() for k, t in problem(n=64, m=1024).items()}
+    p |= {k: torch.randn(rows, 256, generator=g).to(dtype) for k, rows in (("x", 64), ("y", 1024))}
+    return p | {"logit_scale": torch.tensor(30.0, dtype=dtype)}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss_scale", [1.0, 32768.0, 65536.0])
+def test_float16_with_a_loss_scale(loss_scale, reduction, normalize):
+    """Gradients are multiplied before they are rounded, and by a number that float16 does not hold."""
+    p = small_gradients(torch.float16)
+    options = {"policy": NegativePolicy.none(), "reduction": reduction, "normalize": normalize}
+    if not normalize:
+        p |= {name: p[name] / 16 for name in ("x", "y")}
+    if reduction != "mean":
+        loss_scale /= 64
+    results = []
+    for backend, dtype in ((None, torch.float16), ("reference", torch.float16), ("reference", torch.float64)):
+        leaves = {name: p[name].to(dtype).requires_grad_() for name in LEAVES}
+        loss = semivariogram_info_nce(**{**p, **leaves}, backend=backend, **options)
+        upstream = torch.full_like(loss, loss_scale)
+        results.append(torch.autograd.grad(loss, list(leaves.values()), upstream))
+    for ours, reference, wanted in zip(*results, strict=True):
+        assert ours.dtype == torch.float16
+        assert ours.isfinite().all()
+        error, allowed = (ours.double() - wanted).abs(), (reference.double() - wanted).abs()
+        assert error.max() <= allowed.max() + 1e-3 * wanted.abs().max()
+        assert error.mean() <= 1.1 * allowed.mean() + 1e-5 * wanted.abs().mean()
+        assert (ours == 0).double().mean() <= (reference == 0).double().mean() + 1e-3
+
+
+@pytest.mark.parametrize("upstream", [0.1, 0.3])
+def test_bfloat16_takes_the_upstream_gradient_unrounded(upstream):
+    p = small_gradients(torch.bfloat16)
+    leaves = [p[name].requires_grad_() for name in LEAVES]
+    loss = semivariogram_info_nce(**p, policy=NegativePolicy.none())
+    plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+    scaled = torch.autograd.grad(loss, leaves, torch.tensor(upstream))
+    for ours, one in zip(scaled, plain, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, (upstream * one.float()).bfloat16())
+
+
+def test_many_rows_are_scaled_like_few(monkeypatch):
+    p = small_gradients(torch.bfloat16)
+    p["y"].requires_grad_()
+    loss = semivariogram_info_nce(**p, policy=NegativePolicy.none())
+    (whole,) = torch.autograd.grad(loss, p["y"], torch.tensor(0.3), retain_graph=True)
+    monkeypatch.setattr("semivario_kernels.operator.SCALED_ROWS", 100)
+    assert torch.equal(torch.autograd.grad(loss, p["y"], torch.tensor(0.3))[0], whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_opcheck_and_compilation_of_short_features(dtype, backend):
+    p = {k: t.detach().to(dtype) if "latlon" not in k else t for k, t in problem().items()}
+    for name in LEAVES:
+        p[name].requires_grad_()
+    torch.library.opcheck(info_nce, arguments(p, POLICY, "mean", backend))
+    options = {"variogram": MODEL, "policy": POLICY}
+    wanted = torch.autograd.grad(3 * semivariogram_info_nce(**p, **options), [p[n] for n in LEAVES])
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda: 3 * semivariogram_info_nce(**p, **options), backend="aot_eager", fullgraph=True
+    )
+    for got, right in zip(torch.autograd.grad(compiled(), [p[n] for n in LEAVES]), wanted, strict=True):
+        assert torch.equal(got, right)

@@ -1,6 +1,7 @@
 """The walk over the tiles as a GPU takes it, on the CPU."""
 
 import pytest
+import test_cuda
 import torch
 from test_loss import MODEL, problem
 from test_operator import gradients_of
@@ -35,3 +36,16 @@ def test_products_in_the_features_own_dtype(symmetric, name, dtype, monkeypatch)
         if wanted[negatives].numel():
             wanted, ours = wanted[negatives], ours[negatives]
             assert (ours - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("policy", test_cuda.POLICIES, ids=lambda policy: policy.kind)
+def test_a_gpus_products_are_within_the_tolerance_there(policy, dtype, symmetric, reduction, monkeypatch):
+    monkeypatch.setattr(tile_driver, "product_dtype", lambda matrix: matrix.dtype)
+    p = test_cuda.problem(333, 333 if symmetric else 1501, dtype)
+    options = {"label_smoothing": 0.1, "symmetric": symmetric, "reduction": reduction}
+    test_cuda.assert_equals_float64(
+        p, {"backend": "tiled"}, variogram=test_cuda.MODEL, policy=policy, **options
+    )

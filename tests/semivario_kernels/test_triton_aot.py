@@ -195,6 +195,16 @@ def test_every_fault_is_found():
             assert words in problem
 
 
+@pytest.mark.timeout(300)
+def test_the_kernel_of_the_value_tests_compiles():
+    """The interpreter, which runs it where there is no GPU, takes more than the compiler."""
+    done = run(Path(__file__).with_name("pair_kernel.py"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {label.split()[0] for label in found} == set(POLICY_KINDS)
+    assert found == dict.fromkeys(found)
+
+
 def test_a_kernel_may_need_no_more_than_the_table_says(tmp_path):
     from types import SimpleNamespace
 

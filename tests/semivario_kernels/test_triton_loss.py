@@ -1,6 +1,7 @@
 """The loss by Triton, both ways: in its interpreter where there is no GPU."""
 
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from semivario_kernels import (
     semivariogram_info_nce,
 )
 from semivario_kernels.backends import tile_driver
+from semivario_kernels.backends.tile_driver import TileDriver
 from semivario_kernels.backends.triton import configurations, fused_driver, strip_epilogue
 from semivario_kernels.backends.triton.configurations import FusedBlocks, StripBlocks
 from semivario_kernels.geometry import EARTH_RADIUS_KM, unit_vectors
@@ -30,7 +32,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # a GPU's lg2.approx and ex2.approx move a logit by up to 4e-6·hard
 TOLERANCE = 3e-6 if DEVICE == "cpu" else 3e-5
 LEAVES = ("x", "y", "logit_scale")
-WAYS = {"strips": 1000, "fused": 1}  # workspace_mb that leads there
+WAYS = {"strips": 1000, "passes": 1000, "fused": 1}  # workspace_mb that leads there
 N, M, D, E = 21, 50, 21, 19  # larger than the blocks below and no multiple of them
 LONG = torch.randn(
     N + M, 53, generator=torch.Generator().manual_seed(2)
@@ -82,6 +84,22 @@ def exclusions(n, m):
     return exclude
 
 
+@contextmanager
+def taking(way):
+    """Go a way that small sizes would not lead to; yields the row blocks whose gradient is made at once."""
+    strips, strip = [], TileDriver._strip
+
+    def noted(driver, rows, *rest):
+        strips.append((rows.start, rows.stop))
+        strip(driver, rows, *rest)
+
+    fits = property(lambda driver: way == "strips" and not driver.problem.symmetric)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TileDriver, "fits_strips", fits)  # the fused driver has its own
+        patch.setattr(TileDriver, "_strip", noted)
+        yield strips
+
+
 def losses_and_gradients(p, **options):
     leaves = [p[name].detach().requires_grad_() for name in LEAVES]
     loss = semivariogram_info_nce(**{**p, **dict(zip(LEAVES, leaves, strict=True))}, **options)
@@ -95,7 +113,11 @@ def assert_equals_reference(p, tolerance, *, way, **options):
     laid = {k: within_nan(t, 2, 2) if t.ndim == 2 else t for k, t in p.items()}
     laid = {k: t.to(DEVICE) for k, t in laid.items()}
     moved = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    got = losses_and_gradients(laid, backend="triton", workspace_mb=WAYS[way], **moved)
+    with taking(way) as strips:
+        got = losses_and_gradients(laid, backend="triton", workspace_mb=WAYS[way], **moved)
+    # `none` learns what its rows weigh in the backward pass, a symmetric loss what its columns sum to
+    at_once = way == "strips" and options.get("reduction") != "none" and not options.get("symmetric")
+    assert strips == ([(0, 11), (11, 21)] if at_once else [])
     for ours, exactly in zip(got, wanted, strict=True):
         error = (ours.cpu().double() - exactly).abs().max()
         assert error <= tolerance * exactly.abs().max()
@@ -103,10 +125,10 @@ def assert_equals_reference(p, tolerance, *, way, **options):
 
 # what the columns add depends on a and f only
 @pytest.mark.parametrize(
-    ("name", "symmetric"),
-    [(name, False) for name in POLICIES] + [(name, True) for name in ("none", "rectify", "penalty")],
+    ("way", "name", "symmetric"),
+    [(way, name, False) for way in WAYS for name in POLICIES]
+    + [(way, name, True) for way in ("passes", "fused") for name in ("none", "rectify", "penalty")],
 )
-@pytest.mark.parametrize("way", WAYS)
 def test_every_policy(way, name, symmetric):
     """With exclusions and label smoothing; pairs without an image, duplicates, antipodes are among them."""
     p = wide_problem(symmetric)
@@ -136,7 +158,7 @@ def test_every_policy(way, name, symmetric):
     ],
     ids=lambda options: "-".join(options),
 )
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["strips", "fused"])
 def test_every_option(way, options):
     options = dict(options)
     p = {k: options.pop(k, t) for k, t in wide_problem().items()}
@@ -149,8 +171,10 @@ def test_every_option(way, options):
     )
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "symmetric"),
+    [("strips", False), ("passes", False), ("passes", True), ("fused", False), ("fused", True)],
+)
 def test_float16(way, symmetric, monkeypatch):
     """Factors, the dissimilarity's product and A in float16, as on a GPU."""
     monkeypatch.setattr(tile_driver, "product_dtype", lambda matrix: matrix.dtype)
@@ -164,15 +188,18 @@ def test_float16(way, symmetric, monkeypatch):
 def test_only_the_gradients_asked_for(way):
     p = {k: t.to(DEVICE) for k, t in wide_problem().items()}
     options = {"policy": NegativePolicy.none(), "backend": "triton", "workspace_mb": WAYS[way]}
-    _, *wanted = losses_and_gradients(p, **options)
+    with taking(way) as strips:
+        _, *wanted = losses_and_gradients(p, **options)
+        assert bool(strips) == (way == "strips")
     upstream = torch.randn((), generator=torch.Generator().manual_seed(8)).to(DEVICE)
     for name, gradient in zip(LEAVES, wanted, strict=True):
         leaf = p[name].detach().requires_grad_()
-        loss = semivariogram_info_nce(**{**p, name: leaf}, **options)
+        with taking(way):
+            loss = semivariogram_info_nce(**{**p, name: leaf}, **options)
         assert torch.equal(torch.autograd.grad(loss, leaf, upstream)[0], gradient)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["passes", "fused"])
 def test_bad_values_give_nan(way, monkeypatch):
     monkeypatch.setattr("semivario_kernels.problem.is_checked", lambda tensor: False)
     p = {k: t.to(DEVICE) for k, t in wide_problem().items()}

@@ -11,6 +11,7 @@ import triton
 from semivario_kernels.backends.binned_products import BlockProducts, TorchProducts
 from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.triton.binned_kernel import D_UNITS, KM_UNITS, bin_tile
+from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.products import product_into
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
 from semivario_kernels.binned_sums import HISTOGRAM_CELLS, AddUp, BinnedRequest, BinnedSums, as_it_is
@@ -63,34 +64,35 @@ class TritonBinning:
         self._pairs += n * m
         request, whole = self._request, self._whole
         side = ROBUST_SIDE if request.histogram_cells or request.wants_quarters else SIDE
-        bin_tile[(triton.cdiv(n, side) * triton.cdiv(m, side),)](
-            dot,
-            dot.stride(0),
-            rows.axes,
-            rows.axes.stride(0),
-            columns.axes,
-            columns.axes.stride(0),
-            rows.inverse_norm,
-            columns.inverse_norm,
-            rows.block,
-            columns.block,
-            self._edges,
-            whole,
-            whole.stride(0),
-            whole.stride(1),
-            self._totals.duplicates,
-            self._whole_quarters,
-            self._totals.histogram,
-            n,
-            m,
-            request.bins,
-            DIAGONAL=diagonal,
-            QUARTERS=request.wants_quarters,
-            CELLS=request.histogram_cells,
-            EDGES=triton.next_power_of_2(request.bins + 1),
-            SIDE=side,
-            **options_of(side),
-        )
+        with launching_on(dot):
+            bin_tile[(triton.cdiv(n, side) * triton.cdiv(m, side),)](
+                dot,
+                dot.stride(0),
+                rows.axes,
+                rows.axes.stride(0),
+                columns.axes,
+                columns.axes.stride(0),
+                rows.inverse_norm,
+                columns.inverse_norm,
+                rows.block,
+                columns.block,
+                self._edges,
+                whole,
+                whole.stride(0),
+                whole.stride(1),
+                self._totals.duplicates,
+                self._whole_quarters,
+                self._totals.histogram,
+                n,
+                m,
+                request.bins,
+                DIAGONAL=diagonal,
+                QUARTERS=request.wants_quarters,
+                CELLS=request.histogram_cells,
+                EDGES=triton.next_power_of_2(request.bins + 1),
+                SIDE=side,
+                **options_of(side),
+            )
 
     def totals(self, add_up: AddUp = as_it_is) -> BinnedSums:
         """The sums so far, on the CPU."""

@@ -11,6 +11,7 @@ import torch
 import triton
 
 from semivario_kernels.backends import tiled_matrices
+from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.matrix_kernels import unlikeness
 from semivario_kernels.backends.triton.products import product_into
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
@@ -33,7 +34,8 @@ def cosine_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
         for side in (x, y)
     )
     blocks = triton.cdiv(m, COLUMNS) * triton.cdiv(n, ROWS)
-    unlikeness[(blocks,)](out, x_norms, y_norms, n, m, ROWS, COLUMNS, **OPTIONS)
+    with launching_on(out):
+        unlikeness[(blocks,)](out, x_norms, y_norms, n, m, ROWS, COLUMNS, **OPTIONS)
     return out
 
 

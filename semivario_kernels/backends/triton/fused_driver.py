@@ -25,6 +25,7 @@ from semivario_kernels.backends.triton.configurations import (
     gradient_name,
     sums_name,
 )
+from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
 from semivario_kernels.backends.triton.shipped import (
     CAPABILITIES,
@@ -32,7 +33,7 @@ from semivario_kernels.backends.triton.shipped import (
     ShippedKernel,
     shipped_pair_options,
 )
-from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver, launching_on, padded_columns
+from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver, padded_columns
 
 if TYPE_CHECKING:
     from semivario_kernels.problem import InfoNCEProblem
@@ -100,7 +101,6 @@ class FusedDriver(TritonTileDriver):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As `TileDriver.gradient`."""
         dx = dy = ds = None
-        scale = self.problem.logit_scale
         if need_dx or need_ds:
             rows, columns, gain = self._gained_sides(
                 weights, row_statistics, column_statistics, self._gallery
@@ -108,7 +108,7 @@ class FusedDriver(TritonTileDriver):
             dx, along = self._gradient(self._queries, self._gallery, rows, columns, gain)
             if need_ds:
                 ds = along.sum(dtype=torch.float64)
-                ds = (ds if gain is None else ds / gain).to(scale.dtype).reshape(scale.shape)
+                ds = ds if gain is None else ds / gain
         if need_dy:
             rows, columns, gain = self._gained_sides(
                 weights, row_statistics, column_statistics, self._queries
@@ -267,6 +267,8 @@ class FusedDriver(TritonTileDriver):
         scale = self.prepared.scale if gain is None else self.prepared.scale / gain
         gradient = torch.empty(n, dims, dtype=self.prepared.gradient_dtype, device=device)
         sums = gradient[None] if splits == 1 else torch.empty(splits, n, dims, device=device)
+        # longer numbers than the features' are projected in place afterwards: in the kernel they would spill
+        direct = splits == 1 and gradient.dtype == own.features.dtype
         along = torch.empty(splits, n, device=device)
         fused_kernels.fused_gradient[(own_blocks, splits, chunks)](
             *self._pair_arguments(own, other),
@@ -283,13 +285,13 @@ class FusedDriver(TritonTileDriver):
             **self._pair_constants(own),
             OWN_SIDE=own_side is not None,
             OTHER_SIDE=other_side is not None,
-            DIRECT=splits == 1,
+            DIRECT=direct,
             **blocks.block,
             BLOCK_D=block_dims,
             PARTS=triton.cdiv(all_parts, chunks),
             **blocks.options,
         )
-        if splits > 1:
+        if not direct:
             rows, columns = STRIP_BLOCKS.project_rows, min(STRIP_BLOCKS.project_columns, block_dims)
             fused_kernels.merge_gradient[(triton.cdiv(n, rows), triton.cdiv(dims, columns))](
                 sums,

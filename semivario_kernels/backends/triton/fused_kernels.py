@@ -12,7 +12,7 @@
                       2(D+E)·⌈D/(PARTS·BLOCK_D)⌉ + 2D FLOPs a pair and side; the logits are computed once
                       where one chunk holds D (up to 512 on sm_80 and sm_90 in 16 bits), and twice at D = 512
                       on sm_100, whose tensor memory ends there. With one split it projects and writes the
-                      gradient, 2 B an element; with more it writes float32 sums for `merge_gradient`.
+                      gradient, 2 B an element; with more, or float32 of 16 bits, sums for `merge_gradient`.
     merge_gradient    grid (row blocks, chunks of D). Adds the splits in order, projects, writes.
 
 One kernel serves both sides, since distance and dissimilarity are symmetric: with QUERIES_OWN the own side

@@ -8,6 +8,7 @@ import torch
 import triton
 
 from semivario_kernels.backends import tiled_matrices
+from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.matrix_kernels import distances
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
 
@@ -25,7 +26,8 @@ def pairwise_haversine(p: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty(n, m, device=p.device)
     p_axes, q_axes = (side.T.float().contiguous() for side in (p, q))
     blocks = triton.cdiv(m, COLUMNS) * triton.cdiv(n, ROWS)
-    distances[(blocks,)](p_axes, q_axes, out, n, m, ROWS, COLUMNS, **OPTIONS)
+    with launching_on(out):
+        distances[(blocks,)](p_axes, q_axes, out, n, m, ROWS, COLUMNS, **OPTIONS)
     return out
 
 

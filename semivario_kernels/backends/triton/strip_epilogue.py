@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ import triton
 from semivario_kernels.backends.tile_driver import STATISTICS, Prepared, Result, Side, TileDriver
 from semivario_kernels.backends.triton import strip_kernels
 from semivario_kernels.backends.triton.configurations import STRIP_BLOCKS, capability_of
+from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.pair_options import PairOptions, pair_parameters
 from semivario_kernels.backends.triton.shipped import (
     CAPABILITIES,
@@ -241,11 +241,6 @@ class TritonTileDriver(TileDriver):
             **blocks.options,
         )
         return along
-
-
-def launching_on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Make the tensor's GPU the current one, where Triton launches."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def padded_columns(vectors: Tensor | None) -> Tensor | None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 import triton
 
+from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.products import product_into
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
 from semivario_kernels.backends.triton.topk_kernel import keep_best
@@ -57,9 +58,10 @@ def _by_keys(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
         columns = min(width, m - start)
         scores = product_into(buffer[: n * columns].view(n, columns), x, y[start : start + columns])
         share = triton.cdiv(columns, parts * BLOCK) * BLOCK
-        keep_best[(n, parts)](
-            scores, best, scores.stride(0), columns, share, start, kept, BLOCK, **options_of(kept)
-        )
+        with launching_on(x):
+            keep_best[(n, parts)](
+                scores, best, scores.stride(0), columns, share, start, kept, BLOCK, **options_of(kept)
+            )
     keys = best.reshape(n, parts * kept).topk(k, dim=1).values
     rising = (keys >> 32).to(torch.int32)
     values = (rising ^ ((rising >> 31) & LOWER)).view(torch.float32)
