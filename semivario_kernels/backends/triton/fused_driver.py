@@ -330,7 +330,10 @@ def _vectors(side: Side | None) -> tuple[Tensor | None, ...]:
 
 
 def shipped() -> Iterator[ShippedKernel]:
-    """Yield every configuration of the fused kernels, in bf16 also for columns, excluded pairs and splits."""
+    """Yield every configuration of the fused kernels, in bf16 also for columns, excluded pairs and splits.
+
+    In fp16 splits too: the gradient of a mean or a sum is kept in fp32, which only they are written in.
+    """
     for capability in CAPABILITIES:
         for dtype in DTYPES:
             for options in shipped_pair_options():
@@ -339,8 +342,10 @@ def shipped() -> Iterator[ShippedKernel]:
                 if dtype == "bf16":
                     for excludes in (False, True):
                         yield _shipped_statistics(capability, dtype, options, False, excludes)
+                if dtype != "fp32":
                     yield _shipped_gradient(capability, dtype, options, plain=False)
-            yield _shipped_merge(capability, dtype)
+            yield _shipped_merge(capability, dtype, dtype)
+        yield _shipped_merge(capability, "fp16", "fp32")
 
 
 SIDES = ("own", "other")
@@ -425,10 +430,10 @@ def _shipped_gradient(capability: int, dtype: str, options: PairOptions, *, plai
     )
 
 
-def _shipped_merge(capability: int, dtype: str) -> ShippedKernel:
+def _shipped_merge(capability: int, dtype: str, out: str) -> ShippedKernel:
     types = {"partial": "*fp32", "partial_split_stride": "i32", "partial_stride": "i32", "along": "*fp32"}
     types |= {"features": "*" + dtype, "feature_row_stride": "i32", "inverse": "*fp32", "scale": "*fp32"}
-    types |= {"out": "*" + dtype, "out_stride": "i32", "rows": "i32", "dims": "i32", "splits": "i32"}
+    types |= {"out": "*" + out, "out_stride": "i32", "rows": "i32", "dims": "i32", "splits": "i32"}
     return ShippedKernel.of(
         "merge_gradient",
         fused_kernels.merge_gradient,
@@ -441,5 +446,5 @@ def _shipped_merge(capability: int, dtype: str) -> ShippedKernel:
         },
         STRIP_BLOCKS.options,
         capability,
-        dtype,
+        dtype if out == dtype else f"{dtype} to {out}",
     )

@@ -267,7 +267,8 @@ def shipped() -> Iterator[ShippedKernel]:
                     yield _shipped_forward(capability, dtype, options, statistics=False)
             for policy, both_sides in (("none", False), ("none", True), ("rectify", True), ("penalty", True)):
                 yield _shipped_gradient(capability, dtype, policy, both_sides)
-            yield _shipped_projection(capability, dtype)
+            yield _shipped_projection(capability, dtype, dtype)
+        yield _shipped_projection(capability, "fp16", "fp32")  # the gradient of a mean or a sum
         for soft in (False, True):
             yield _shipped_column_sums(capability, soft)
         for accumulate in (False, True):
@@ -364,9 +365,9 @@ def _shipped_merge(capability: int, accumulate: bool) -> ShippedKernel:
     )
 
 
-def _shipped_projection(capability: int, dtype: str) -> ShippedKernel:
+def _shipped_projection(capability: int, dtype: str, out: str) -> ShippedKernel:
     types = {"features": "*" + dtype, "inverse": "*fp32", "gradient": "*fp32", "scale": "*fp32"}
-    types |= {"out": "*" + dtype, "along": "*fp32", "rows": "i32", "dims": "i32"}
+    types |= {"out": "*" + out, "along": "*fp32", "rows": "i32", "dims": "i32"}
     types |= dict.fromkeys(("feature_row_stride", "gradient_stride", "out_stride"), "i32")
     constexprs = {
         "feature_column_stride": 1,
@@ -383,5 +384,5 @@ def _shipped_projection(capability: int, dtype: str) -> ShippedKernel:
         constexprs,
         STRIP_BLOCKS.options,
         capability,
-        dtype,
+        dtype if out == dtype else f"{dtype} to {out}",
     )
