@@ -113,7 +113,8 @@ def page(found: dict[tuple[str, str], list[Path]], images: Path) -> str:
 def _accuracy(result: dict[str, Any], subject: str, images: Path) -> list[str]:
     training = result["training"]
     lines = [
-        f"{training['steps']:,} steps of {training['batch_size']:,} photos; {result['finished']} of "
+        f"{training['steps']:,} steps of {training['batch_size']:,} photos, learning rate "
+        f"{training['learning_rate']:g}; {result['finished']} of "
         f"{result['planned']} planned runs had finished on {result['date']}. "
         + "Of validation photos, which no other table reads. " * (subject == "strengths")
         + READING,

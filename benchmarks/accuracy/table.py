@@ -75,8 +75,9 @@ def markdown(result: dict[str, Any]) -> str:
             f"# {result['subject'].capitalize()}: {result['date']}",
             "",
             f"{result['machine']['processor']}; {result['finished']} of {result['planned']} runs finished; "
-            f"{training['steps']:,} steps of {training['batch_size']:,} photos, queue "
-            f"{training['queue_size']:,}, encoders in {training['precision']}. {READING}",
+            f"{training['steps']:,} steps of {training['batch_size']:,} photos, learning rate "
+            f"{training['learning_rate']:g}, queue {training['queue_size']:,}, encoders in "
+            f"{training['precision']}. {READING}",
             "",
             *table(HEAD, result["rows"], cells),
             "",

@@ -22,7 +22,7 @@ def accuracy(date, value):
         "subject": "accuracy",
         "date": date,
         "machine": {"processor": "P"},
-        "training": {"steps": 400, "batch_size": 512},
+        "training": {"steps": 400, "batch_size": 512, "learning_rate": 1e-3},
         "planned": 4,
         "finished": 4,
         "rows": [row, ours],
@@ -50,6 +50,7 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
         "operators-cpu-2026-01-05",
     ]
     text = page(found, tmp_path / "images")
+    assert "400 steps of 512 photos, learning rate 0.001; 4 of 4 planned runs had finished" in text
     assert "| w | neighbours | `none()` | most alike | 2 | 22.2 % | 22.2 % |" in text
     assert "| 2 | **+3.2** [+1.5, +5.0] | **+3.2** [+1.5, +5.0] |" in text
     assert "it is reached by none. Answering with the best supported place, it is reached by none." in text
