@@ -18,13 +18,14 @@ from geoclip.commands import crossview, demo, download, embed, eval, export, fit
 _DESCRIPTION = """\
 Train, evaluate and use GeoCLIP with the semivariogram loss. From your photos to places, in order:
 
-  geoclip embed photos.csv data/train         frozen image embeddings, once per photo
-  geoclip variogram data/train                how alike photos are at which distance
-  geoclip fit --config fit.yaml               train the image head and the location encoder
-  geoclip eval runs/fit/last.ckpt data/test   accuracy within 1, 25, 200, 750 and 2500 km
-  geoclip predict photo.jpg                   where was this taken?
-  geoclip serve                               the same as a page to drop photos on
-  geoclip export runs/fit/last.ckpt mine      weights for others to use
+  geoclip embed photos.csv data/train           frozen image embeddings, once per photo
+  geoclip variogram data/train                  how alike photos are at which distance
+  geoclip fit --data.train data/train --model.variogram variogram.json --out runs/mine
+                                                train the image head and the location encoder
+  geoclip eval runs/mine/last.ckpt data/test    accuracy within 1, 25, 200, 750 and 2500 km
+  geoclip predict photo.jpg --checkpoint runs/mine/last.ckpt     where was this taken?
+  geoclip serve --checkpoint runs/mine/last.ckpt     the same as a page to drop photos on
+  geoclip export runs/mine/last.ckpt mine       weights for others to use
 
 Photos against satellite images:  geoclip crossview fit --config cvusa, then geoclip crossview eval
 

@@ -269,8 +269,8 @@ def _check_dissimilarity(
         return None, None
     if variogram is None:
         raise ValueError(
-            f"variogram: policy {policy.kind!r} reads γ(h); wanted a VariogramModel (see fit_variogram), "
-            "got None"
+            f"variogram: policy {policy.kind!r} reads the fitted semivariogram; wanted a VariogramModel "
+            "(see fit_variogram), got None"
         )
     if v is None and dissimilarity is None:
         raise ValueError(

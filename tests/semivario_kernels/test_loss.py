@@ -300,7 +300,7 @@ def bad(**changes):
         (bad(gallery_latlon=torch.full((M, 2), 95.0)), "gallery_latlon: .*within ±90, got .*row 0"),
         (bad(gallery_latlon=torch.full((M, 2), torch.nan)), "gallery_latlon: wanted finite"),
         (bad(query_latlon=None), "query_latlon: policy 'explained' reads distances"),
-        (bad(variogram=None), r"variogram: policy 'explained' reads γ\(h\)"),
+        (bad(variogram=None), "variogram: policy 'explained' reads the fitted semivariogram"),
         (bad(variogram=3.0), "variogram: wanted a VariogramModel, got float"),
         (bad(policy="explained"), "policy: wanted a NegativePolicy, got str"),
         (bad(query_embeddings=None), "query_embeddings: wanted together with gallery_embeddings, got None"),
