@@ -106,11 +106,14 @@ def page(found: dict[tuple[str, str], list[Path]], images: Path) -> str:
             lines += [f"## {SECTIONS[subject]}", ""]
             lines += [WORLDS, ""] if subject == "accuracy" else []
             headed = subject
-        lines += [f"From `{path.name}`.", ""]
         if subject in ("accuracy", "settings", "strengths"):
             newer = found[subject, device][found[subject, device].index(path) + 1 :]
             again = {row["world"] for later in newer for row in json.loads(later.read_text())["rows"]}
             result["rows"] = [row for row in result["rows"] if row["world"] not in again]
+            if not result["rows"]:
+                continue
+        lines += [f"From `{path.name}`.", ""]
+        if subject in ("accuracy", "settings", "strengths"):
             lines += _accuracy(result, subject, images)
         else:
             if subject == "growth":

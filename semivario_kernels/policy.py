@@ -131,9 +131,9 @@ class NegativePolicy:
 
         The defaults were chosen for batches of neighbouring places, on other draws of the worlds and on
         validation photos. On test photos (docs/results.md, five seeds, points above plain InfoNCE within
-        25 km and within 1 km, 95 % intervals): +2.0 [+1.2, +2.9] and +0.4 [−0.8, +1.7] on the demo's field
-        at noise 0.8; +12.7 [+11.4, +13.9] and +0.5 [−0.6, +1.8] on synthetic towns with look-alikes, +13.7
-        [+12.2, +15.2] and +1.6 [+0.6, +2.6] where pictures are rendered of them.
+        25 km and within 1 km, 95 % intervals): +3.2 [+2.5, +3.9] and +2.4 [+1.7, +3.3] on the demo's field
+        at noise 0.8; +9.7 [+8.4, +10.9] and +0.5 [−0.5, +1.7] on synthetic towns with look-alikes, +10.8
+        [+9.5, +12.1] and +0.9 [+0.0, +1.9] where pictures are rendered of them.
 
         Args:
             hard: log-weight per unit of surprise of an uncorrelated (far) pair, ≥ 0.
