@@ -106,14 +106,15 @@ def page(found: dict[tuple[str, str], list[Path]], images: Path) -> str:
             lines += [f"## {SECTIONS[subject]}", ""]
             lines += [WORLDS, ""] if subject == "accuracy" else []
             headed = subject
-        if subject in ("accuracy", "settings", "strengths"):
-            newer = found[subject, device][found[subject, device].index(path) + 1 :]
-            again = {row["world"] for later in newer for row in json.loads(later.read_text())["rows"]}
+        of_accuracy = subject in ("accuracy", "settings", "strengths")
+        if of_accuracy:
+            paths = found[subject, device]
+            again = _worlds(paths[paths.index(path) + 1 :])
             result["rows"] = [row for row in result["rows"] if row["world"] not in again]
             if not result["rows"]:
                 continue
         lines += [f"From `{path.name}`.", ""]
-        if subject in ("accuracy", "settings", "strengths"):
+        if of_accuracy:
             lines += _accuracy(result, subject, images)
         else:
             if subject == "growth":
@@ -122,6 +123,11 @@ def page(found: dict[tuple[str, str], list[Path]], images: Path) -> str:
             # its own heading becomes one below the section's
             lines += ["##" + path.with_suffix(".md").read_text().strip(), ""]
     return "\n".join(lines)
+
+
+def _worlds(paths: list[Path]) -> set[str]:
+    """The worlds that files of accuracies hold."""
+    return {row["world"] for path in paths for row in json.loads(path.read_text())["rows"]}
 
 
 def _accuracy(result: dict[str, Any], subject: str, images: Path) -> list[str]:
