@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from geoclip.coordinates import check_latlon
+from geoclip.coordinates import check_latlon, unit_vectors
 from geoclip.gallery_cache import cached_features
 from geoclip.model import GeoCLIP
 from geoclip.progress import progress_bar
@@ -191,14 +192,15 @@ class Gallery:
         probability = scale * similarity
         radius_km = np.empty((len(x), len(shares)))
         density = None if cells is None else np.empty((len(x), len(cells.centers)), dtype=np.float32)
-        directions = self._directions
         for start in range(0, len(x), photos_at_once := max(1, _PAIRS_AT_ONCE // len(self.latlon))):
             some = slice(start, start + photos_at_once)
             logits = (scale * x[some]) @ self.features.T
             probability[some] -= logits.logsumexp(dim=1, keepdim=True)
             share = logits.softmax(dim=1)
             # float64: in float32 the chord from a dot product is 3 km wrong at 1 m
-            chord = (2 - 2 * directions[index[some, 0]] @ directions.T).clamp_(min=0).sqrt_().float()
+            chord = (
+                (2 - 2 * self._directions[index[some, 0]] @ self._directions.T).clamp_(min=0).sqrt_().float()
+            )
             radius_km[some] = _radius_km(chord, share, shares).cpu().numpy()
             if cells is not None and density is not None:
                 mass = torch.zeros(len(share), len(cells.centers), device=self.device)
@@ -259,13 +261,10 @@ class Gallery:
                 yield features
                 advance(len(chunk))
 
-    @property
+    @cached_property
     def _directions(self) -> torch.Tensor:
         """(M, 3) float64 unit vectors of the places."""
-        latitude, longitude = torch.from_numpy(np.radians(self.latlon)).to(self.device).unbind(1)
-        return torch.stack(
-            [latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], dim=1
-        )
+        return torch.from_numpy(unit_vectors(self.latlon)).to(self.device)
 
 
 def _radius_km(chord: torch.Tensor, share: torch.Tensor, wanted: Sequence[float]) -> torch.Tensor:

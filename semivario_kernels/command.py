@@ -160,7 +160,13 @@ def _parser() -> argparse.ArgumentParser:
         "exponential ones) or none",
     )
     add("--weights", default="cressie", choices=get_args(Weights), help="of the bins in the fit")
-    add("--metric", default="arc", choices=get_args(Metric), help="distance that the model reads")
+    add(
+        "--metric",
+        default="chord",
+        choices=get_args(Metric),
+        help="distance that the model reads: straight through the Earth, where all kinds are covariances, or "
+        "along its surface",
+    )
     add("--no-nugget", action="store_true", help="keep the model's nugget at 0")
     add("--threads", type=int, help="processor threads of a process; all cores if left out, 1 under torchrun")
     add("--backend", help="native, tiled or reference; the fastest one that is there if left out")

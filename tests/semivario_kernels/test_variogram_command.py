@@ -66,7 +66,7 @@ def test_writes_measurement_model_and_picture(files, capsys):
     wanted = binned_semivariance(*field(900), edges_km=log_edges_km(100, ANTIPODE_KM, 20))
     assert_same(EmpiricalVariogram.load(files / "out.npz"), wanted)
     model = VariogramModel.load(files / "out.json")
-    assert model == fit_variogram(wanted, "exponential").model
+    assert model == fit_variogram(wanted, "exponential", metric="chord").model
     assert (files / "out.png").read_bytes().startswith(PNG)
     names = {file.name for file in files.iterdir()}
     assert names == {"out.json", "out.npz", "out.png", "p.npy", "v.npy"}
@@ -122,12 +122,16 @@ def test_options_of_the_estimate(options, files):
     ("words", "options"),
     [
         (["--kind", "exponential", "--weights", "counts"], {"kind": "exponential", "weights": "counts"}),
-        (["--kind", "spherical", "--no-nugget"], {"kind": "spherical", "nugget": False}),
-        (["--kind", "gaussian", "--metric", "chord"], {"kind": "gaussian", "metric": "chord"}),
+        (
+            ["--kind", "spherical", "--no-nugget", "--metric", "arc"],
+            {"kind": "spherical", "nugget": False, "metric": "arc"},
+        ),
+        (["--kind", "gaussian"], {"kind": "gaussian"}),
     ],
 )
 def test_options_of_the_fit(words, options, files):
     assert run(files, "--first-km", "100", "--bins", "16", *words) == 0
+    options = {"metric": "chord", **options}
     wanted = fit_variogram(EmpiricalVariogram.load(files / "out.npz"), **options)
     assert VariogramModel.load(files / "out.json") == wanted.model
 
@@ -185,7 +189,7 @@ def test_groups_have_semivariograms_of_their_own(files, capsys):
         assert group["counts"] == wanted.counts.tolist()
         np.testing.assert_allclose(np.array(group["gamma"], float), wanted.gamma, rtol=1e-12)
         model = VariogramModel.from_dict(group["model"])
-        assert model == fit_variogram(wanted, "exponential").model
+        assert model == fit_variogram(wanted, "exponential", metric="chord").model
     assert (files / "out.groups.png").read_bytes().startswith(PNG)
     assert EmpiricalVariogram.load(files / "out.npz").counts.sum() == 900 * 899 // 2
     words[-1] = "continent"
@@ -397,6 +401,7 @@ def test_processes_of_torchrun_share_the_pairs(files):
     got = EmpiricalVariogram.load(files / "out" / "two.npz")
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
-    assert VariogramModel.load(files / "out" / "two.json") == fit_variogram(wanted, "exponential").model
+    fit = fit_variogram(wanted, "exponential", metric="chord")
+    assert VariogramModel.load(files / "out" / "two.json") == fit.model
     assert {file.name for file in (files / "out").iterdir()} == {"two.json", "two.npz", "two.png"}
     assert done.stdout.count("pairs of 900 places") == 1
