@@ -219,15 +219,6 @@ class GeoCLIPTraining(LightningModule):
             )
         self.embedding_info = getattr(self.trainer.datamodule, "embedding_info", {})  # type: ignore[attr-defined]
 
-    def on_train_end(self) -> None:
-        """Say so where the policy has never set in."""
-        policy: NegativePolicy = self.loss.options["policy"]
-        if policy.kind != "none" and not self.queue.full:
-            rank_zero_warn(
-                f"queue_size: {self.queue.size:,} places were never reached, so that all steps were plain "
-                f"InfoNCE; wanted a shorter queue or more steps for policy {policy.kind!r}"
-            )
-
     def on_train_batch_start(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Log what the sampler's epoch covers, at its first batch."""
         if not self.trainer.is_global_zero:  # the batches are those of all ranks
@@ -303,6 +294,19 @@ class GeoCLIPTraining(LightningModule):
         """
         super().optimizer_step(*args, **kwargs)
         self.finish_step()
+        if self.global_step == 0:  # counted after this hook
+            self._warn_of_long_queue()
+
+    def _warn_of_long_queue(self) -> None:
+        """Say so after the first step if the policy will never set in."""
+        policy: NegativePolicy = self.loss.options["policy"]
+        steps, places = self.trainer.estimated_stepping_batches, len(self.queue)
+        if policy.kind != "none" and (steps - 1) * places < self.queue.size:
+            rank_zero_warn(
+                f"queue_size: {self.queue.size:,} places are not reached before the last of {steps:,} steps, "
+                f"which bring {places:,} each, so that all of them are plain InfoNCE; wanted a shorter queue "
+                f"or more steps for policy {policy.kind!r}"
+            )
 
     @torch.no_grad()
     def finish_step(self) -> None:

@@ -1,5 +1,6 @@
 """What the command line of `geoclip fit` offers: printed help, recipes, loggers, precisions, a start."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,11 @@ def test_a_foreign_checkpoint_is_one_line(tmp_path):
 
 
 def test_a_policy_that_never_sets_in_is_said(tmp_path):
-    settings = ["--config", str(write_settings(tmp_path, steps=2)), "--model.queue_size", "4000"]
-    with pytest.warns(UserWarning, match="queue_size: 4,000 places were never reached"):
-        fit(settings)
+    """After the first step: three of 24 places, of which the last one meets 48."""
+    settings = ["--config", str(write_settings(tmp_path, steps=3)), "--model.queue_size"]
+    with pytest.warns(UserWarning, match="queue_size: 49 places are not reached before the last of 3 steps"):
+        fit([*settings, "49"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit([*settings, "48", "--out", str(tmp_path / "shorter")])
+    assert not [warning for warning in caught if "queue_size" in str(warning.message)]
