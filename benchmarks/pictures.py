@@ -60,8 +60,8 @@ def draw_policies(model: VariogramModel) -> Figure:
     """Log-weight b of three policies over distance and dissimilarity."""
     policies = {
         "explained(hard=0, false=3, far=5)": NegativePolicy.explained(hard=0, false=3, far=5),
-        "semivariogram(hard=6, false=6)": NegativePolicy.semivariogram(hard=6, false=6),
-        "distance_linear(weight=6, scale_km=200)": NegativePolicy.distance_linear(weight=6, scale_km=200),
+        "semivariogram(hard=5, false=5)": NegativePolicy.semivariogram(hard=5, false=5),
+        "distance_linear(weight=3, scale_km=25)": NegativePolicy.distance_linear(weight=3, scale_km=25),
     }
     h_km = torch.logspace(0, 4.3, 240, dtype=torch.float64)[None, :]
     d = torch.linspace(0, 1.2, 200, dtype=torch.float64)[:, None]
