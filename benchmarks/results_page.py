@@ -171,7 +171,7 @@ def _aim(rows: list[dict[str, Any]]) -> str:
     return (
         "The aim, over five seeds: at least 4 points above plain InfoNCE within 25 km, the interval above 0, "
         "and within 1 km an interval above -1. By the loss alone, answering with the most alike place, it is "
-        f"reached {alone}. Answering with the best supported place, it is reached {supported}."
+        f"reached {alone}. Answering with the supported place, it is reached {supported}."
     )
 
 

@@ -61,21 +61,24 @@ def place_store(
         ValueError: an embedding is not finite, or of another length than the model takes.
     """
     truth = test.latlon
-    nearest = _nearest(gallery.latlon, truth)
+    nearest = nearest_places(gallery.latlon, truth)
     latlon = np.empty_like(truth)
     rank = np.empty(len(test), dtype=np.int64)
     with progress_bar("placing photos", len(test), "photos", enabled=progress) as advance:
         for start in range(0, len(test), _PHOTOS_AT_ONCE):
             rows = np.arange(start, min(start + _PHOTOS_AT_ONCE, len(test)))
-            embeddings = torch.from_numpy(
-                np.stack([test.read(rows, crop) for crop in range(1, test.views + 1)], axis=1)
-                if test.info.get("pictures") == "tencrop"
-                else test.read(rows)
-            )
+            embeddings = pictures_of(test, rows)
             latlon[rows] = gallery.place(embeddings, variogram=variogram)[0][:, 0]
             rank[rows] = gallery.rank(embeddings, nearest[rows])
             advance(len(rows))
     return Placed(truth, latlon, rank, len(gallery.latlon))
+
+
+def pictures_of(store: EmbeddingStore, rows: NDArray[np.int64]) -> torch.Tensor:
+    """Embeddings of some photos, (n, E); of those stored as ten crops (n, V, E), all crops."""
+    if store.info.get("pictures") != "tencrop":
+        return torch.from_numpy(store.read(rows))
+    return torch.from_numpy(np.stack([store.read(rows, crop) for crop in range(1, store.views + 1)], axis=1))
 
 
 def recall_metrics(placed: Placed, *, bootstrap: int = 1000) -> Metrics:
@@ -126,7 +129,7 @@ def area_metrics(
         known_labels = _known(labels[level]).nonzero()[0]
         if not len(known_labels):
             continue
-        nearest = known_labels[_nearest(label_latlon[known_labels], placed.latlon)]
+        nearest = known_labels[nearest_places(label_latlon[known_labels], placed.latlon)]
         if distance_km is None:
             distance_km = great_circle_km(label_latlon[nearest], placed.latlon)
         right = np.ones(len(nearest), dtype=bool)
@@ -170,7 +173,7 @@ def _known(column: pa.DictionaryArray) -> NDArray[np.bool_]:
     return known
 
 
-def _nearest(places: LatLon, latlon: LatLon) -> NDArray[np.int64]:
+def nearest_places(places: LatLon, latlon: LatLon) -> NDArray[np.int64]:
     """The row of the nearest of `places` for each of `latlon`; of several as near, any."""
     # the nearest along the chord is the nearest along the arc
     row: NDArray[np.int64] = cKDTree(unit_vectors(places)).query(unit_vectors(latlon))[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,20 +78,33 @@ class Gallery:
     Args:
         model: gives the places, and the photos to be placed, their features; it works on the model's device.
         latlon: (M, 2) latitude and longitude in degrees.
+        logit_scale: that turns cosines into logits, see `geoclip.calibration`; None takes the model's.
         cache: folder that keeps the places' features from one run to the next, see `gallery_cache`; None
             keeps them in memory alone.
         progress: whether to show bars.
 
     Raises:
-        ValueError: `latlon` is not (M, 2) finite degrees with M ≥ 1, or a feature is not finite.
+        ValueError: `latlon` is not (M, 2) finite degrees with M ≥ 1, `logit_scale` is not above 0 or not
+            finite, or a feature is not finite.
     """
 
     def __init__(
-        self, model: GeoCLIP, latlon: LatLon, *, cache: Path | None = None, progress: bool = False
+        self,
+        model: GeoCLIP,
+        latlon: LatLon,
+        *,
+        logit_scale: float | None = None,
+        cache: Path | None = None,
+        progress: bool = False,
     ) -> None:
         check_latlon(latlon, "gallery")
         if not len(latlon):
             raise ValueError("gallery: wanted at least one place, got none")
+        if logit_scale is None:
+            logit_scale = float(model.logit_scale.detach().exp())
+        if not 0 < logit_scale < math.inf:
+            raise ValueError(f"logit_scale: wanted a finite number above 0, got {logit_scale}")
+        self.logit_scale = logit_scale
         self.model, self.latlon, self.progress = model, latlon, progress
         self.device = model.logit_scale.device
         places = torch.from_numpy(latlon).float()
@@ -188,7 +202,7 @@ class Gallery:
             raise ValueError(f"shares: wanted fractions between 0 and 1, got {list(shares)}")
         x = self.photo_features(embeddings)
         similarity, index = self._best(x, k, variogram)
-        scale = self.model.logit_scale.exp()
+        scale = self.logit_scale
         probability = scale * similarity
         radius_km = np.empty((len(x), len(shares)))
         density = None if cells is None else np.empty((len(x), len(cells.centers)), dtype=np.float32)
@@ -219,7 +233,7 @@ class Gallery:
         order[:, :sorted_anew] = order_by_support(
             self.latlon[indices[:, :sorted_anew].cpu().numpy()],
             values[:, :sorted_anew].cpu().numpy(),
-            float(self.model.logit_scale.detach().exp()),
+            self.logit_scale,
             variogram,
         )
         first = torch.from_numpy(order[:, :k]).to(values.device)

@@ -87,6 +87,8 @@ COMPARED = {
     "distance_linear-25-km": Contestant("distance_linear", {"weight": 3, "scale_km": 25}),
 }
 DEFAULT = ("none", "explained")
+# whose answers by support are measured as well
+SUPPORTED_TOO = tuple(COMPARED[name] for name in DEFAULT)
 # learning rates and starting logit scales under which the default comparison is made; the first are usual
 SETTINGS: tuple[dict[str, float], ...] = (
     {},

@@ -7,7 +7,7 @@ makes a step twice as fast on processors with matrix units for it, the loss in f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.world import World
+from geoclip.calibration import calibrated_logit_scale
 from geoclip.gallery import Gallery
 from geoclip.metrics import great_circle_km
 from geoclip.model import GeoCLIP
@@ -25,8 +26,10 @@ from geoclip.support import CANDIDATES, order_by_support
 from geoclip.training import LARGEST_LOGIT_SCALE, start_model
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
 
-# the gallery's place with the largest cosine, and the one with the most probability around it
-ANSWERS = ("most alike", "best supported")
+# the gallery's place with the largest cosine, and the one with the most probability around it, once the
+# probabilities are calibrated
+MOST_ALIKE, SUPPORTED = ANSWERS = ("most alike", "supported")
+_CALIBRATED = 500  # validation photos
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,16 @@ def train(
     return model.eval()
 
 
-def errors_km(model: GeoCLIP, world: World) -> dict[str, NDArray[np.float64]]:
-    """Distance of the answered gallery place from the true one, (n,) km, for each of `ANSWERS`."""
-    latlon, similarity = Gallery(model, world.gallery).place(
-        world.held_out, min(CANDIDATES, len(world.gallery))
-    )
-    scale = float(model.logit_scale.detach().exp())
-    first = order_by_support(latlon, similarity, scale, world.fit.model)[:, 0]
-    answered = dict(zip(ANSWERS, (latlon[:, 0], latlon[np.arange(len(first)), first]), strict=True))
-    return {answer: great_circle_km(places, world.held_out_latlon) for answer, places in answered.items()}
+def errors_km(
+    model: GeoCLIP, world: World, answers: Sequence[str] = ANSWERS
+) -> dict[str, NDArray[np.float64]]:
+    """Distance of the answered gallery place from the true one, (n,) km, for each of `answers`."""
+    gallery = Gallery(model, world.gallery)
+    latlon, similarity = gallery.place(world.held_out, min(CANDIDATES, len(world.gallery)))
+    answered = {MOST_ALIKE: latlon[:, 0]}
+    if SUPPORTED in answers:
+        known = slice(min(_CALIBRATED, world.validation))
+        scale = calibrated_logit_scale(gallery, world.held_out[known], world.held_out_latlon[known])
+        first = order_by_support(latlon, similarity, scale, world.fit.model)[:, 0]
+        answered[SUPPORTED] = latlon[np.arange(len(first)), first]
+    return {answer: great_circle_km(answered[answer], world.held_out_latlon) for answer in answers}

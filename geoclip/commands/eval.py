@@ -14,6 +14,7 @@ from geoclip.commands.options import (
     add_choice_of_weights,
     add_device,
     add_gallery,
+    add_logit_scale,
     add_support,
     check_at_least,
     choose_device,
@@ -24,6 +25,9 @@ from geoclip.commands.options import (
 if TYPE_CHECKING:
     from geoclip.embedding_store import EmbeddingStore
     from geoclip.evaluation import Placed
+    from geoclip.gallery import Gallery
+
+_CALIBRATED = 1000  # photos: the fitted number is then known to some percent
 
 
 def add_parser(commands: Commands) -> None:
@@ -36,12 +40,19 @@ def add_parser(commands: Commands) -> None:
     evaluate.add_argument("test", help="folder that `geoclip embed` wrote: photos the model has not seen")
     add_choice_of_weights(evaluate)
     add_gallery(evaluate)
+    add_logit_scale(evaluate)
     add_support(evaluate)
     evaluate.add_argument(
         "--labels",
         metavar="STORE",
         help="folder of embeddings whose photos' countries, regions, sub-regions and cities name the "
         "predictions; the gallery if left out, where it is such a folder",
+    )
+    evaluate.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="also fit the logit scale under which the probabilities suit these photos: for --logit-scale "
+        "with others",
     )
     evaluate.add_argument("--out", default="metrics.json", help="metrics; the report, .html, goes beside it")
     evaluate.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
@@ -68,7 +79,11 @@ def run(options: argparse.Namespace) -> None:
     weights.check_embeddings(options.test, test.dim)
     progress = sys.stderr.isatty()
     gallery = Gallery(
-        weights.model, read_places(options.gallery), cache=gallery_cache(options), progress=progress
+        weights.model,
+        read_places(options.gallery),
+        logit_scale=options.logit_scale,
+        cache=gallery_cache(options),
+        progress=progress,
     )
     placed = place_store(gallery, test, variogram=variogram, progress=progress)
     areas = _areas(options, test, placed)
@@ -78,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
         "test": options.test,
         "gallery": options.gallery,
         "variogram": options.variogram,
+        "logit_scale": gallery.logit_scale,
         "photos": len(test),
         "places": placed.places,
         "metrics": geolocation_metrics(placed.latlon, placed.true_latlon, bootstrap=options.bootstrap),
@@ -85,13 +101,31 @@ def run(options: argparse.Namespace) -> None:
         "areas": areas,
         "countries": country_table(placed, test.areas["country"]) if "country" in test.areas else [],
     }
+    if options.calibrate:
+        result["calibrated_logit_scale"] = _calibrate(gallery, test)
     write_atomically(out, lambda file: file.write(json.dumps(result, indent=1).encode()))
     report = write_evaluation_report(out.with_suffix(".html"), result, placed, gallery.latlon)
     for name, entry in {**result["metrics"], **result["recall"], **areas.get("accuracy", {})}.items():
         print(f"{name:20} {entry['value']:10.3f}   [{entry['low']:.3f}, {entry['high']:.3f}]")
+    if options.calibrate:
+        print(
+            f"logit scale calibrated on these photos: {result['calibrated_logit_scale']:.1f} "
+            f"(the model's: {float(weights.model.logit_scale.detach().exp()):.1f})"
+        )
     if "why_not" in areas:
         print(f"administrative areas not measured: {areas['why_not']}")
     print(f"{len(test):,} photos, {placed.places:,} places; written to {out} and {report}")
+
+
+def _calibrate(gallery: Gallery, test: EmbeddingStore) -> float:
+    """The scale that suits these photos; of many, an even choice."""
+    import numpy as np
+
+    from geoclip.calibration import calibrated_logit_scale
+    from geoclip.evaluation import pictures_of
+
+    rows = np.unique(np.linspace(0, len(test) - 1, _CALIBRATED).astype(np.int64))
+    return calibrated_logit_scale(gallery, pictures_of(test, rows), test.latlon[rows])
 
 
 def _areas(options: argparse.Namespace, test: EmbeddingStore, placed: Placed) -> dict[str, Any]:

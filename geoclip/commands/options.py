@@ -61,6 +61,17 @@ def add_support(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_logit_scale(parser: argparse.ArgumentParser) -> None:
+    """Adds --logit-scale."""
+    parser.add_argument(
+        "--logit-scale",
+        type=float,
+        metavar="SCALE",
+        help="that turns cosines into logits of the probabilities: what `geoclip eval --calibrate` printed "
+        "for other photos; the model's own if left out",
+    )
+
+
 def support_variogram(options: argparse.Namespace) -> VariogramModel | None:
     """The semivariogram that --variogram names."""
     from semivario_kernels import VariogramModel

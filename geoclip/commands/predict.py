@@ -13,6 +13,7 @@ from geoclip.commands.options import (
     Commands,
     add_device,
     add_gallery,
+    add_logit_scale,
     add_support,
     add_weights,
     check_at_least,
@@ -45,6 +46,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_weights(predict)
     add_gallery(predict)
+    add_logit_scale(predict)
     add_support(predict)
     predict.add_argument("--top-k", type=int, default=5, help="places per photo")
     predict.add_argument(
@@ -96,7 +98,13 @@ def run(options: argparse.Namespace) -> int:
     if not 1 <= options.top_k <= len(latlon):
         raise ValueError(f"--top-k: wanted 1 to {len(latlon)} (the gallery's places), got {options.top_k}")
     cells = None if options.density is None else MapCells(latlon, options.density)
-    gallery = Gallery(weights.model, latlon, cache=gallery_cache(options), progress=progress)
+    gallery = Gallery(
+        weights.model,
+        latlon,
+        logit_scale=options.logit_scale,
+        cache=gallery_cache(options),
+        progress=progress,
+    )
     with progress_bar("placing photos", total, "photos", enabled=progress) as advance:
         predictions = predict(_counted(batches, advance), gallery, options.top_k, cells, variogram)
         pieces = FORMATS[options.format](predictions)

@@ -10,6 +10,7 @@ from geoclip.commands.options import (
     Commands,
     add_device,
     add_gallery,
+    add_logit_scale,
     add_weights,
     choose_device,
     gallery_cache,
@@ -29,6 +30,7 @@ def add_parser(commands: Commands) -> None:
     serve.set_defaults(run=run)
     add_weights(serve)
     add_gallery(serve)
+    add_logit_scale(serve)
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; anyone who reaches it may send photos"
     )
@@ -59,7 +61,11 @@ def run(options: argparse.Namespace) -> None:
     tower = tower_of(weights, options)
     _ = tower.preprocess  # loads the backbone now, should it fail
     gallery = Gallery(
-        weights.model, read_places(options.gallery), cache=gallery_cache(options), progress=True
+        weights.model,
+        read_places(options.gallery),
+        logit_scale=options.logit_scale,
+        cache=gallery_cache(options),
+        progress=True,
     )
     locator = Locator(weights.source, tower, gallery, int(1e6 * options.max_megapixels))
     try:

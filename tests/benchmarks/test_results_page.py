@@ -53,7 +53,7 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
     assert "400 steps of 512 photos, learning rate 0.001; 4 of 4 planned runs had finished" in text
     assert "| w | neighbours | `none()` | most alike | 2 | 22.2 % | 22.2 % |" in text
     assert "| 2 | **+3.2** [+1.5, +5.0] | **+3.2** [+1.5, +5.0] |" in text
-    assert "it is reached by none. Answering with the best supported place, it is reached by none." in text
+    assert "it is reached by none. Answering with the supported place, it is reached by none." in text
     gain = accuracy("2026-03-01", 1.0)
     gain["rows"][1]["difference_points"][1] = [4.0, 0.1, 7.9]
     write(tmp_path, "accuracy-2026-03-01", gain)
