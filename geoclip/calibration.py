@@ -8,7 +8,9 @@ their probabilities: the radii around an answer, and the answer by support.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from scipy.optimize import minimize_scalar
 
 from geoclip.evaluation import nearest_places
 from geoclip.gallery import Gallery
+from geoclip.metrics import great_circle_km
 from semivario_kernels import NegativePolicy, semivariogram_info_nce
 
 LARGEST_SCALE = 1e4  # a cosine of float32 has no more digits to tell places apart by
@@ -50,3 +53,29 @@ def calibrated_logit_scale(gallery: Gallery, embeddings: torch.Tensor, latlon: N
         surprise, bounds=(0.0, math.log(LARGEST_SCALE)), method="bounded", options={"xatol": _RELATIVE_ERROR}
     )
     return math.exp(found.x)
+
+
+def coverage(
+    gallery: Gallery,
+    embeddings: torch.Tensor,
+    latlon: NDArray[np.float64],
+    logit_scale: float,
+    shares: Sequence[float] = (0.5, 0.9),
+) -> list[float]:
+    """Fraction of the photos taken within the radius that holds each share of the probability, (S,).
+
+    Args:
+        gallery: the places; the radius is around the most probable one.
+        embeddings: (n, E) or (n, V, E) frozen embeddings.
+        latlon: (n, 2) degrees, where the photos were taken.
+        logit_scale: of the probabilities.
+        shares: of the probability; calibrated ones cover about as many photos.
+
+    Raises:
+        ValueError: as in `Gallery.locate`.
+    """
+    scaled = copy.copy(gallery)
+    scaled.logit_scale = logit_scale
+    located = scaled.locate(embeddings, shares=shares)
+    error_km = great_circle_km(located.latlon[:, 0], latlon)
+    return [float((error_km <= radius).mean()) for radius in located.radius_km.T]

@@ -81,7 +81,7 @@ def write_evaluation_report(
             "What was evaluated",
             {
                 name: str(result[name])
-                for name in ("checkpoint", "weights", "test", "gallery")
+                for name in ("checkpoint", "weights", "test", "gallery", "variogram", "logit_scale")
                 if result[name] is not None
             },
         ),

@@ -298,14 +298,16 @@ class GeoCLIPTraining(LightningModule):
             self._warn_of_long_queue()
 
     def _warn_of_long_queue(self) -> None:
-        """Say so after the first step if the policy will never set in."""
+        """Say so after the first step if the policy sets in late or never."""
         policy: NegativePolicy = self.loss.options["policy"]
         steps, places = self.trainer.estimated_stepping_batches, len(self.queue)
-        if policy.kind != "none" and (steps - 1) * places < self.queue.size:
+        plain = math.ceil(self.queue.size / max(places, 1))
+        if policy.kind != "none" and 2 * plain > steps:
             rank_zero_warn(
-                f"queue_size: {self.queue.size:,} places are not reached before the last of {steps:,} steps, "
-                f"which bring {places:,} each, so that all of them are plain InfoNCE; wanted a shorter queue "
-                f"or more steps for policy {policy.kind!r}"
+                f"queue_size: {places:,} places a step fill a queue of {self.queue.size:,} in {plain:,} of "
+                f"the {steps:,} steps, and until then the loss is plain InfoNCE, without policy "
+                f"{policy.kind!r}; wanted a shorter queue (--model.queue_size) or more steps "
+                "(--trainer.max_steps)"
             )
 
     @torch.no_grad()

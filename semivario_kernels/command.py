@@ -29,7 +29,7 @@ from semivario_kernels.fit import Weights, fit_variogram
 from semivario_kernels.place_files import PlaceTable, read_places
 from semivario_kernels.ranks import Ranks
 from semivario_kernels.semivariance import ESTIMATORS, binned_semivariance
-from semivario_kernels.variogram import KINDS, Metric, import_gstools
+from semivario_kernels.variogram import KINDS, import_gstools
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -150,7 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--first-km", type=float, default=1.0, help="end of the first bin of log edges")
     add("--last-km", type=float, help="end of the last bin; --max-lag-km or the antipode if left out")
     add("--max-lag-km", type=float, help="leave out pairs beyond; cost then grows with the pairs within")
-    add("--max-pairs", type=_count, help="measure a random sample of about so many pairs; all if left out")
+    add(
+        "--max-pairs",
+        type=_count,
+        help="sample at most about so many pairs at random; all if left out",
+    )
     add("--seed", type=int, default=0, help="of the sample, and of quantile edges")
     add("--estimator", default="matheron", choices=ESTIMATORS, help="of the semivariance in a bin")
     add(
@@ -163,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--metric",
         default="chord",
-        choices=get_args(Metric),
+        choices=("chord", "arc"),
         help="distance that the model reads: straight through the Earth, where all kinds are covariances, or "
         "along its surface",
     )

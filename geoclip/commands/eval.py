@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from geoclip.evaluation import Placed
     from geoclip.gallery import Gallery
 
-_CALIBRATED = 1000  # photos: the fitted number is then known to some percent
+_CALIBRATED, _ENOUGH = 1000, 200  # photos: the fitted number is then known to some percent
+_SHARES = (0.5, 0.9)
 
 
 def add_parser(commands: Commands) -> None:
@@ -51,8 +52,8 @@ def add_parser(commands: Commands) -> None:
     evaluate.add_argument(
         "--calibrate",
         action="store_true",
-        help="also fit the logit scale under which the probabilities suit these photos: for --logit-scale "
-        "with others",
+        help="also fit the logit scale under which the probabilities suit these photos, which should be "
+        "validation photos: for --logit-scale with others, the same checkpoint and the same gallery",
     )
     evaluate.add_argument("--out", default="metrics.json", help="metrics; the report, .html, goes beside it")
     evaluate.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
@@ -102,30 +103,49 @@ def run(options: argparse.Namespace) -> None:
         "countries": country_table(placed, test.areas["country"]) if "country" in test.areas else [],
     }
     if options.calibrate:
-        result["calibrated_logit_scale"] = _calibrate(gallery, test)
+        result["calibration"] = _calibrate(gallery, test)
     write_atomically(out, lambda file: file.write(json.dumps(result, indent=1).encode()))
     report = write_evaluation_report(out.with_suffix(".html"), result, placed, gallery.latlon)
     for name, entry in {**result["metrics"], **result["recall"], **areas.get("accuracy", {})}.items():
         print(f"{name:20} {entry['value']:10.3f}   [{entry['low']:.3f}, {entry['high']:.3f}]")
     if options.calibrate:
-        print(
-            f"logit scale calibrated on these photos: {result['calibrated_logit_scale']:.1f} "
-            f"(the model's: {float(weights.model.logit_scale.detach().exp()):.1f})"
-        )
+        _say_calibrated(result["calibration"], gallery.logit_scale)
     if "why_not" in areas:
         print(f"administrative areas not measured: {areas['why_not']}")
     print(f"{len(test):,} photos, {placed.places:,} places; written to {out} and {report}")
 
 
-def _calibrate(gallery: Gallery, test: EmbeddingStore) -> float:
-    """The scale that suits these photos; of many, an even choice."""
+def _calibrate(gallery: Gallery, test: EmbeddingStore) -> dict[str, Any]:
+    """The scale that suits these photos, of many an even choice, and what their radii then cover."""
     import numpy as np
 
-    from geoclip.calibration import calibrated_logit_scale
+    from geoclip.calibration import calibrated_logit_scale, coverage
     from geoclip.evaluation import pictures_of
 
     rows = np.unique(np.linspace(0, len(test) - 1, _CALIBRATED).astype(np.int64))
-    return calibrated_logit_scale(gallery, pictures_of(test, rows), test.latlon[rows])
+    photos, latlon = pictures_of(test, rows), test.latlon[rows]
+    scale = calibrated_logit_scale(gallery, photos, latlon)
+    return {
+        "photos": len(rows),
+        "logit_scale": scale,
+        "coverage": coverage(gallery, photos, latlon, scale, _SHARES),
+        "coverage_at_the_scale_used": coverage(gallery, photos, latlon, gallery.logit_scale, _SHARES),
+        "shares": list(_SHARES),
+    }
+
+
+def _say_calibrated(calibration: dict[str, Any], used: float) -> None:
+    photos = calibration["photos"]
+    print(f"calibrated on {photos:,} of these photos, for this checkpoint and gallery alone:")
+    print(f"  --logit-scale {calibration['logit_scale']:.4g}   (used here: {used:.4g})")
+    columns = (calibration["shares"], calibration["coverage"], calibration["coverage_at_the_scale_used"])
+    for share, calibrated, before in zip(*columns, strict=True):
+        print(
+            f"  the radius that holds {share:.0%} of the probability covers {calibrated:.1%} of them   "
+            f"({before:.1%})"
+        )
+    if photos < _ENOUGH:
+        print(f"warning: {photos} photos calibrate poorly; wanted {_ENOUGH} or more", file=sys.stderr)
 
 
 def _areas(options: argparse.Namespace, test: EmbeddingStore, placed: Placed) -> dict[str, Any]:

@@ -67,8 +67,9 @@ def add_logit_scale(parser: argparse.ArgumentParser) -> None:
         "--logit-scale",
         type=float,
         metavar="SCALE",
-        help="that turns cosines into logits of the probabilities: what `geoclip eval --calibrate` printed "
-        "for other photos; the model's own if left out",
+        help="that turns cosines into logits of the probabilities, which radii and the answer by --variogram "
+        "read and the most probable place does not: what `geoclip eval --calibrate` printed for other "
+        "photos; the model's own if left out",
     )
 
 

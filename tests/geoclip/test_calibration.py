@@ -7,10 +7,11 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from geoclip.calibration import calibrated_logit_scale
+from geoclip.calibration import calibrated_logit_scale, coverage
 from geoclip.cli import main
 from geoclip.evaluation import pictures_of
 from geoclip.gallery import Gallery
+from geoclip.metrics import great_circle_km
 from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon
@@ -48,6 +49,24 @@ def test_the_scale_of_the_draw_is_found(model, scale):
     # all pictures of a photo alike: as with one
     views = embeddings[:, None].expand(-1, 3, -1)
     assert calibrated_logit_scale(gallery, views, near) == pytest.approx(found, rel=0.01)
+    located = Gallery(model, places, logit_scale=found).locate(embeddings)
+    error_km = great_circle_km(located.latlon[:, 0], near)
+    covered = coverage(gallery, embeddings, near, found)
+    np.testing.assert_allclose(covered, (error_km[:, None] <= located.radius_km).mean(axis=0), atol=1e-3)
+    assert gallery.logit_scale != found
+
+
+def test_calibrated_radii_cover_their_share(model):
+    places = random_latlon(20_000)  # so many that a radius holds hardly more than its share
+    embeddings = torch.randn(2000, 16, generator=torch.Generator().manual_seed(1))
+    gallery = Gallery(model, places)
+    with torch.no_grad():
+        cosine = model(embeddings, torch.from_numpy(places).float()) / model.logit_scale.exp()
+    gumbel = np.random.default_rng(2).gumbel(size=cosine.shape)
+    truth = places[(12 * cosine.double().numpy() + gumbel).argmax(axis=1)]
+    shares = (0.2, 0.5, 0.9)
+    assert coverage(gallery, embeddings, truth, 12.0, shares) == pytest.approx(shares, abs=0.03)
+    assert max(coverage(gallery, embeddings, truth, 100.0, shares)) < 0.8  # too sure of itself
 
 
 def test_a_gallery_uses_the_scale_it_is_given(model):
@@ -79,10 +98,14 @@ def test_eval_calibrates_and_predict_takes_it(tmp_path, capsys):
     common = [checkpoint, str(tmp_path / "test"), *gallery, "--out", str(out), "--bootstrap", "10"]
     capsys.readouterr()
     assert main(["eval", *common, "--calibrate"]) == 0
-    printed, written = capsys.readouterr().out, json.loads(out.read_text())
-    found = written["calibrated_logit_scale"]
-    assert f"logit scale calibrated on these photos: {found:.1f} (the model's: " in printed
+    captured, written = capsys.readouterr(), json.loads(out.read_text())
+    calibration = written["calibration"]
+    found = calibration["logit_scale"]
+    assert f"  --logit-scale {found:.4g}   (used here: {written['logit_scale']:.4g})\n" in captured.out
+    assert "the radius that holds 90% of the probability covers " in captured.out
+    assert "warning: 40 photos calibrate poorly; wanted 200 or more" in captured.err
     assert 1 <= found <= 1e4
+    assert calibration["photos"] == 40
 
     def probability(*options):
         words = ["predict", str(tmp_path / "test"), "--checkpoint", checkpoint, "--format", "json", *options]
@@ -94,7 +117,7 @@ def test_eval_calibrates_and_predict_takes_it(tmp_path, capsys):
     again = json.loads(out.read_text())
     assert again["logit_scale"] == found != written["logit_scale"]
     assert again["metrics"] == written["metrics"]  # the order by cosines has not changed
-    assert "calibrated_logit_scale" not in again
+    assert "calibration" not in again
     capsys.readouterr()
     assert probability("--logit-scale", "1e4") > 0.5 > probability("--logit-scale", "1e-4")
     assert pictures_of(test, np.arange(3)).shape == (3, 16)

@@ -97,10 +97,11 @@ def test_a_foreign_checkpoint_is_one_line(tmp_path):
         load_trained(tmp_path / "foreign.ckpt")
 
 
-def test_a_policy_that_never_sets_in_is_said(tmp_path):
-    """After the first step: three of 24 places, of which the last one meets 48."""
-    settings = ["--config", str(write_settings(tmp_path, steps=3)), "--model.queue_size"]
-    with pytest.warns(UserWarning, match="queue_size: 49 places are not reached before the last of 3 steps"):
+def test_a_policy_that_sets_in_late_is_said(tmp_path):
+    """After the first of four steps of 24 places: 48 are there for the second half of the training."""
+    settings = ["--config", str(write_settings(tmp_path, steps=4)), "--model.queue_size"]
+    words = r"24 places a step fill a queue of 49 in 3 of the 4 steps, and until then the loss is plain"
+    with pytest.warns(UserWarning, match=words):
         fit([*settings, "49"])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
