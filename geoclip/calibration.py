@@ -41,9 +41,10 @@ def calibrated_logit_scale(gallery: Gallery, embeddings: torch.Tensor, latlon: N
     """
     x = gallery.photo_features(embeddings)
     own = torch.from_numpy(nearest_places(gallery.latlon, latlon)).to(x.device)
+    plain = NegativePolicy.none()
 
     def surprise(log_scale: float) -> float:
-        scale, plain = math.exp(log_scale), NegativePolicy.none()
+        scale = math.exp(log_scale)
         loss = semivariogram_info_nce(
             x, gallery.features, None, None, scale, policy=plain, targets=own, normalize=False
         )

@@ -29,7 +29,7 @@ from semivario_kernels.fit import Weights, fit_variogram
 from semivario_kernels.place_files import PlaceTable, read_places
 from semivario_kernels.ranks import Ranks
 from semivario_kernels.semivariance import ESTIMATORS, binned_semivariance
-from semivario_kernels.variogram import KINDS, import_gstools
+from semivario_kernels.variogram import KINDS, Metric, import_gstools
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -150,11 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--first-km", type=float, default=1.0, help="end of the first bin of log edges")
     add("--last-km", type=float, help="end of the last bin; --max-lag-km or the antipode if left out")
     add("--max-lag-km", type=float, help="leave out pairs beyond; cost then grows with the pairs within")
-    add(
-        "--max-pairs",
-        type=_count,
-        help="sample at most about so many pairs at random; all if left out",
-    )
+    add("--max-pairs", type=_count, help="sample at most about so many pairs at random; all if left out")
     add("--seed", type=int, default=0, help="of the sample, and of quantile edges")
     add("--estimator", default="matheron", choices=ESTIMATORS, help="of the semivariance in a bin")
     add(
@@ -167,9 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--metric",
         default="chord",
-        choices=("chord", "arc"),
-        help="distance that the model reads: straight through the Earth, where all kinds are covariances, or "
-        "along its surface",
+        choices=get_args(Metric),
+        help="distance that the model reads: along the Earth's surface, or straight through it, where all "
+        "kinds are covariances",
     )
     add("--no-nugget", action="store_true", help="keep the model's nugget at 0")
     add("--threads", type=int, help="processor threads of a process; all cores if left out, 1 under torchrun")

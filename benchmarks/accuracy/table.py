@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.accuracy.contestants import PLAIN
 from benchmarks.accuracy.runs import Run, within
 from benchmarks.accuracy.statistics import DRAWS, difference
-from benchmarks.accuracy.training import ANSWERS, MOST_ALIKE
+from benchmarks.accuracy.training import ANSWERS, CALIBRATED, MOST_ALIKE
 from benchmarks.table import table
 from geoclip.metrics import THRESHOLDS_KM
 from geoclip.support import CANDIDATES
@@ -94,8 +94,8 @@ READING = (
     f"places ({DRAWS:,} draws of both), bold where the interval excludes 0; with one seed the interval knows "
     f"of places alone. `supported`, measured for the default policy and plain InfoNCE: of the {CANDIDATES} "
     "places most alike, the one with the most probability around it, each neighbour's weighed by the "
-    "semivariogram's correlation ρ(h), at the logit scale calibrated on 500 validation photos. Training: "
-    "median processor time of a run."
+    f"semivariogram's correlation ρ(h), at the logit scale calibrated on {CALIBRATED} validation photos. "
+    "Training: median processor time of a run."
 )
 
 

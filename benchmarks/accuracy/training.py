@@ -29,7 +29,7 @@ from semivario_kernels import NegativePolicy, semivariogram_info_nce
 # the gallery's place with the largest cosine, and the one with the most probability around it, once the
 # probabilities are calibrated
 MOST_ALIKE, SUPPORTED = ANSWERS = ("most alike", "supported")
-_CALIBRATED = 500  # validation photos
+CALIBRATED = 500  # validation photos
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def errors_km(
     latlon, similarity = gallery.place(world.held_out, min(CANDIDATES, len(world.gallery)))
     answered = {MOST_ALIKE: latlon[:, 0]}
     if SUPPORTED in answers:
-        known = slice(min(_CALIBRATED, world.validation))
+        known = slice(min(CALIBRATED, world.validation))
         scale = calibrated_logit_scale(gallery, world.held_out[known], world.held_out_latlon[known])
         first = order_by_support(latlon, similarity, scale, world.fit.model)[:, 0]
         answered[SUPPORTED] = latlon[np.arange(len(first)), first]

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from geoclip.gallery import Gallery
 
 _CALIBRATED, _ENOUGH = 1000, 200  # photos: the fitted number is then known to some percent
-_SHARES = (0.5, 0.9)
 
 
 def add_parser(commands: Commands) -> None:
@@ -121,6 +120,7 @@ def _calibrate(gallery: Gallery, test: EmbeddingStore) -> dict[str, Any]:
 
     from geoclip.calibration import calibrated_logit_scale, coverage
     from geoclip.evaluation import pictures_of
+    from geoclip.prediction import SHARES
 
     rows = np.unique(np.linspace(0, len(test) - 1, _CALIBRATED).astype(np.int64))
     photos, latlon = pictures_of(test, rows), test.latlon[rows]
@@ -128,9 +128,9 @@ def _calibrate(gallery: Gallery, test: EmbeddingStore) -> dict[str, Any]:
     return {
         "photos": len(rows),
         "logit_scale": scale,
-        "coverage": coverage(gallery, photos, latlon, scale, _SHARES),
-        "coverage_at_the_scale_used": coverage(gallery, photos, latlon, gallery.logit_scale, _SHARES),
-        "shares": list(_SHARES),
+        "coverage": coverage(gallery, photos, latlon, scale, SHARES),
+        "coverage_at_the_scale_used": coverage(gallery, photos, latlon, gallery.logit_scale, SHARES),
+        "shares": list(SHARES),
     }
 
 

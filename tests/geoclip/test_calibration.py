@@ -15,7 +15,7 @@ from geoclip.metrics import great_circle_km
 from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon
-from .small_world import VARIOGRAM, small_model, write_settings, write_store
+from .small_world import small_model, write_settings, write_store
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,6 @@ def test_a_gallery_uses_the_scale_it_is_given(model):
 def test_eval_calibrates_and_predict_takes_it(tmp_path, capsys):
     assert main(["fit", "--config", str(write_settings(tmp_path, steps=12))]) == 0
     test = write_store(tmp_path / "test", n=40)
-    VARIOGRAM.save(tmp_path / "v.json")
     checkpoint, out = str(tmp_path / "run" / "last.ckpt"), tmp_path / "metrics.json"
     gallery = ["--gallery", str(tmp_path / "train"), "--gallery-cache", str(tmp_path / "cache")]
     common = [checkpoint, str(tmp_path / "test"), *gallery, "--out", str(out), "--bootstrap", "10"]
