@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, DefaultHelpFormatter
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 
@@ -47,6 +48,7 @@ def read_command_line(
         ValueError: a bad argument.
     """
     _quieten()
+    variables = prog.replace(" ", "_")
     try:
         return cli(
             module,
@@ -65,13 +67,25 @@ def read_command_line(
             },
             parser_kwargs={
                 "prog": prog,
-                "description": f"{description} The same command again goes on where it was.",
+                "description": f"{description} The same command again goes on where it was. Options that are "
+                f"not given come from the environment, --trainer.max_steps from "
+                f"{variables.upper()}_TRAINER__MAX_STEPS.",
                 "exit_on_error": False,
+                "default_env": True,
+                "env_prefix": variables,
+                "formatter_class": _Help,
             },
             **options,
         )
     except ArgumentError as error:
         raise ValueError(_in_our_words(str(error))) from error
+
+
+class _Help(DefaultHelpFormatter):
+    """Without a line for every option's environment variable: the description says how they are called."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return argparse.HelpFormatter._format_action_invocation(self, action)
 
 
 def train(trainer: Trainer, module: Any, data: Any, checkpoint: Path) -> None:

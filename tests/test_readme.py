@@ -2,14 +2,16 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
+from safetensors.torch import save_file
 
-from geoclip.cli import main
+from geoclip.checkpoint import read_checkpoint
+from geoclip.embedding_store import EmbeddingStore
 from semivario_kernels import EmpiricalVariogram, VariogramModel
 
 from .geoclip.rendered_photos import render_photos
@@ -71,40 +73,33 @@ def test_the_command_of_the_semivariogram_runs(tmp_path):
     assert (tmp_path / "variogram.png").stat().st_size > 10_000
 
 
-def test_the_training_commands_run(tmp_path, monkeypatch, capsys):
-    """As they stand, but for a tiny model with random weights in the place of the official one."""
-    lines = [shlex.split(line, comments=True)[1:] for line in SHELL_LINES if line.startswith("geoclip ")]
-    monkeypatch.chdir(tmp_path)
-    Path("readme-tiny.json").write_text(
-        json.dumps(
-            {
-                "embed_dim": 32,
-                "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 16, "patch_size": 8},
-                "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
-            }
-        )
-    )
-    for table, count in {"photos.csv": 300, "held-out.csv": 20}.items():
-        photos = render_photos(tmp_path / table.removesuffix(".csv"), count, seed=count).read_text()
+def test_the_training_commands_run(tmp_path):
+    """On few photos and with the weights' file in the hub's cache, but drawn at random."""
+    for table, count in {"photos.csv": 16, "held-out.csv": 4}.items():
         folder = table.removesuffix(".csv")
-        Path(table).write_text(re.sub(r",(\d+\.jpg)", rf",{folder}/\1", photos))
-    Path("photo.jpg").write_bytes(Path("held-out/00000.jpg").read_bytes())
-    smaller = {
-        "embed": ["--backbone", "readme-tiny.json", "--pretrained", "none", "--workers", "0"],
-        "variogram": ["--first-km", "500", "--bins", "12"],
-        "fit": [
-            *("--trainer.max_steps=3", "--trainer.accelerator=cpu", "--data.batch_size=64"),
-            *(
-                "--model.queue_size=64",
-                "--model.output_dim=16",
-                "--model.width=32",
-                "--model.encoded_size=16",
-            ),
-        ],
+        photos = render_photos(tmp_path / folder, count, seed=count).read_text()
+        (tmp_path / table).write_text(re.sub(r",(\d+\.jpg)", rf",{folder}/\1", photos))
+    (tmp_path / "photo.jpg").write_bytes((tmp_path / "held-out" / "00000.jpg").read_bytes())
+    cached = tmp_path / "hub" / "models--timm--vit_large_patch14_clip_224.openai"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("revision")
+    (cached / "snapshots" / "revision").mkdir(parents=True)
+    weights = open_clip.create_model("ViT-L-14", precision="fp16").state_dict()
+    save_file(weights, cached / "snapshots" / "revision" / "open_clip_model.safetensors")
+    small = {
+        "HF_HUB_CACHE": tmp_path / "hub",
+        "HF_HUB_OFFLINE": 1,
+        "GEOCLIP_FIT_TRAINER__MAX_STEPS": 3,
+        "GEOCLIP_FIT_DATA__BATCH_SIZE": 8,
+        "GEOCLIP_FIT_MODEL__QUEUE_SIZE": 8,
+        "GEOCLIP_FIT_MODEL__OUTPUT_DIM": 16,
+        "GEOCLIP_FIT_MODEL__WIDTH": 64,
     }
-    for line in lines:
-        assert main([*line, *smaller.get(line[0], [])]) == 0, line
-    assert [line[0] for line in lines] == ["embed", "embed", "variogram", "fit", "eval", "predict"]
-    metrics = json.loads(Path("metrics.json").read_text())["metrics"]
+    lines = [line for line in SHELL_LINES if line.startswith("geoclip ")]
+    assert [line.split()[1] for line in lines] == ["embed", "embed", "variogram", "fit", "eval", "predict"]
+    *_, predicted = [run_shell_line(line, cwd=tmp_path, **small) for line in lines]
+    assert EmbeddingStore.open(tmp_path / "data" / "train").dim == 768
+    assert read_checkpoint(tmp_path / "runs" / "mine" / "last.ckpt")["global_step"] == 3
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert 0 < metrics["median_km"]["value"] < 20_016
-    assert re.search(r"^photo\.jpg,1,-?\d+\.\d+,", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^photo\.jpg,1,-?\d+\.\d+,", predicted, re.MULTILINE)

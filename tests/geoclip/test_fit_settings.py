@@ -32,6 +32,18 @@ def test_every_setting_has_its_help_above_it(capsys):
     assert "  # earlier places that serve as further negatives." in "\n".join(model)
 
 
+def test_the_environment_gives_what_the_command_line_does_not(capsys, monkeypatch):
+    monkeypatch.setenv("GEOCLIP_FIT_MODEL__QUEUE_SIZE", "77")
+    monkeypatch.setenv("GEOCLIP_FIT_DATA__BATCH_SIZE", "11")
+    whole = yaml.safe_load(printed(capsys, "--data.batch_size", 13))
+    assert (whole["model"]["queue_size"], whole["data"]["batch_size"]) == (77, 13)
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--trainer.max_steps from GEOCLIP_FIT_TRAINER__MAX_STEPS" in text
+    assert "ENV:" not in text
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_understood_and_gives_its_reasons(recipe, capsys):
     text = (CONFIGS / recipe).read_text()
