@@ -8,7 +8,6 @@ their probabilities: the radii around an answer, and the answer by support.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -75,8 +74,6 @@ def coverage(
     Raises:
         ValueError: as in `Gallery.locate`.
     """
-    scaled = copy.copy(gallery)
-    scaled.logit_scale = logit_scale
-    located = scaled.locate(embeddings, shares=shares)
+    located = gallery.locate(embeddings, shares=shares, logit_scale=logit_scale)
     error_km = great_circle_km(located.latlon[:, 0], latlon)
     return [float((error_km <= radius).mean()) for radius in located.radius_km.T]

@@ -102,9 +102,7 @@ class Gallery:
             raise ValueError("gallery: wanted at least one place, got none")
         if logit_scale is None:
             logit_scale = float(model.logit_scale.detach().exp())
-        if not 0 < logit_scale < math.inf:
-            raise ValueError(f"logit_scale: wanted a finite number above 0, got {logit_scale}")
-        self.logit_scale = logit_scale
+        self.logit_scale = _checked_scale(logit_scale)
         self.model, self.latlon, self.progress = model, latlon, progress
         self.device = model.logit_scale.device
         places = torch.from_numpy(latlon).float()
@@ -139,7 +137,7 @@ class Gallery:
         Raises:
             ValueError: wrong shapes, embeddings that are not finite, or k outside 1 … M.
         """
-        values, indices = self._best(self.photo_features(embeddings), k, variogram)
+        values, indices = self._best(self.photo_features(embeddings), k, variogram, self.logit_scale)
         return self.latlon[indices.cpu().numpy()], values.cpu().numpy()
 
     @torch.no_grad()
@@ -182,6 +180,7 @@ class Gallery:
         shares: Sequence[float] = (0.5, 0.9),
         cells: MapCells | None = None,
         variogram: VariogramModel | None = None,
+        logit_scale: float | None = None,
     ) -> Located:
         """Find the k best places of each photo, and how the probability spreads around the first.
 
@@ -191,18 +190,19 @@ class Gallery:
             shares: of the probability, each between 0 and 1, for the radii.
             cells: of this gallery's places, for the density.
             variogram: as in `place`; None puts the most probable place first.
+            logit_scale: of the probabilities; None takes the gallery's.
 
         Returns:
             Places, their probabilities, radii in km and, with `cells`, the density.
 
         Raises:
-            ValueError: as in `place`, or a share outside (0, 1).
+            ValueError: as in `place`, a share outside (0, 1), or a `logit_scale` as in `Gallery`.
         """
         if not all(0 < share < 1 for share in shares):
             raise ValueError(f"shares: wanted fractions between 0 and 1, got {list(shares)}")
         x = self.photo_features(embeddings)
-        similarity, index = self._best(x, k, variogram)
-        scale = self.logit_scale
+        scale = self.logit_scale if logit_scale is None else _checked_scale(logit_scale)
+        similarity, index = self._best(x, k, variogram, scale)
         probability = scale * similarity
         radius_km = np.empty((len(x), len(shares)))
         density = None if cells is None else np.empty((len(x), len(cells.centers)), dtype=np.float32)
@@ -222,7 +222,7 @@ class Gallery:
         return Located(self.latlon[index.cpu().numpy()], probability.exp().cpu().numpy(), radius_km, density)
 
     def _best(
-        self, x: torch.Tensor, k: int, variogram: VariogramModel | None
+        self, x: torch.Tensor, k: int, variogram: VariogramModel | None, logit_scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and rows of the k places that fit the photos' features (n, D) best, (n, k) each."""
         if variogram is None:
@@ -233,7 +233,7 @@ class Gallery:
         order[:, :sorted_anew] = order_by_support(
             self.latlon[indices[:, :sorted_anew].cpu().numpy()],
             values[:, :sorted_anew].cpu().numpy(),
-            self.logit_scale,
+            logit_scale,
             variogram,
         )
         first = torch.from_numpy(order[:, :k]).to(values.device)
@@ -279,6 +279,12 @@ class Gallery:
     def _directions(self) -> torch.Tensor:
         """(M, 3) float64 unit vectors of the places."""
         return torch.from_numpy(unit_vectors(self.latlon)).to(self.device)
+
+
+def _checked_scale(logit_scale: float) -> float:
+    if not 0 < logit_scale < math.inf:
+        raise ValueError(f"logit_scale: wanted a finite number above 0, got {logit_scale}")
+    return logit_scale
 
 
 def _radius_km(chord: torch.Tensor, share: torch.Tensor, wanted: Sequence[float]) -> torch.Tensor:

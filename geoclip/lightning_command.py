@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from jsonargparse import ArgumentError, DefaultHelpFormatter
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
@@ -89,13 +91,17 @@ class _Help(DefaultHelpFormatter):
 
 
 def train(trainer: Trainer, module: Any, data: Any, checkpoint: Path) -> None:
-    """Train, from the checkpoint where there is one.
+    """Train, from the checkpoint where there is one, which is said on standard error.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, which Lightning answers by leaving.
     """
+    there = checkpoint.exists()
+    if there and trainer.is_global_zero:
+        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        print(f"going on from {checkpoint}, after step {step:,}", file=sys.stderr)
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=checkpoint if there else None, weights_only=True)
     except SystemExit:
         raise KeyboardInterrupt from None
 

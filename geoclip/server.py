@@ -22,6 +22,7 @@ from geoclip.gallery import Gallery, MapCells
 from geoclip.image_encoder import ImageEncoder, read_image
 from geoclip.prediction import Prediction, predict
 from geoclip.prediction_formats import as_json
+from semivario_kernels import VariogramModel
 
 LARGEST_TOP_K = 100
 _PAGE = Path(__file__).with_name("server_page.html")
@@ -46,12 +47,14 @@ class Locator:
         tower: photos to embeddings.
         gallery: the places to choose from.
         max_pixels: larger photos are refused by their header.
+        variogram: puts the best supported place first, see `geoclip.support`; None the most probable one.
     """
 
     source: str
     tower: ImageEncoder
     gallery: Gallery
     max_pixels: int
+    variogram: VariogramModel | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -67,7 +70,7 @@ class Locator:
             image = read_image(photo, "the photo", max_pixels=self.max_pixels)
             device = next(self.tower.parameters()).device
             embedding = self.tower.embed(self.tower.preprocess(image)[None].to(device)).float()
-            (prediction,) = predict([(["photo"], embedding)], self.gallery, top_k, self.cells)
+            (prediction,) = predict([(["photo"], embedding)], self.gallery, top_k, self.cells, self.variogram)
         return prediction
 
 

@@ -363,12 +363,7 @@ def _draw(out: Path, empirical: EmpiricalVariogram, model: VariogramModel | None
 
 
 def _tell(fit: VariogramFit, file: Path) -> None:
-    model = fit.model
-    structures = ", ".join(
-        f"{kind} {psill:.3g} within {length:.3g} km" + (f", alpha {alpha:.3g}" if kind == "stable" else "")
-        for kind, psill, length, alpha in model.structures
-    )
-    print(f"nugget {model.nugget:.3f}, {structures}, sill {model.sill:.3f}, R² {fit.r2:.3f}")
+    print(f"{fit.model}, R² {fit.r2:.3f}")
     print(f"written to {file} and {file.with_suffix('.png')}")
     if not fit.resolvable:
         print(f"{PROGRAM}: warning: no resolvable range: {fit.note}", file=sys.stderr)

@@ -137,6 +137,15 @@ class VariogramModel:
             }
         )
 
+    def __str__(self) -> str:
+        """One line: nugget, each structure's partial sill and length scale, sill."""
+        structures = ", ".join(
+            f"{kind} {psill:.3f} with a length scale of {_rounded(length_km)} km"
+            + (f" and alpha {alpha:.3g}" if kind == "stable" else "")
+            for kind, psill, length_km, alpha in self.structures
+        )
+        return f"nugget {self.nugget:.3f}, {structures}, sill {self.sill:.3f}"
+
     @property
     def structures(self) -> list[tuple[str, float, float, float]]:
         """(kind, psill, len_scale_km, alpha) of every structure; one unless the model is nested."""
@@ -322,3 +331,8 @@ def import_gstools() -> Any:
         message = f"GSTools is not installed; it comes with: {install_command('variogram')}"
         raise ImportError(message) from error
     return gstools
+
+
+def _rounded(number: float) -> str:
+    """Three digits, whole numbers with all of theirs."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

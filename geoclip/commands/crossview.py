@@ -32,13 +32,19 @@ def add_parser(commands: Commands) -> None:
     measure = parts.add_parser(
         "variogram",
         help="the semivariogram across the views that --model.policy reads",
+        description="Measure and fit how unlike queries and references are at each distance, by the features "
+        "of a trained encoder.",
         formatter_class=DEFAULTS,
     )
     measure.set_defaults(run=run_variogram)
     _add_views(measure, "train, if left out")
     measure.add_argument("--out", default="variogram.json", help="the fitted model")
     evaluate = parts.add_parser(
-        "eval", help="recall, hit rate and average precision on held-out images", formatter_class=DEFAULTS
+        "eval",
+        help="recall, hit rate and average precision on held-out images",
+        description="How often a trained encoder finds the reference of a held-out query among all: R@1, 5, "
+        "10 and 1 %, hit rate or average precision, as the data set has it, with bootstrap intervals.",
+        formatter_class=DEFAULTS,
     )
     evaluate.set_defaults(run=run_eval)
     _add_views(evaluate, "the held-out one, val of CVUSA and CVACT, else test, if left out")

@@ -32,7 +32,14 @@ _CALIBRATED, _ENOUGH = 1000, 200  # photos: the fitted number is then known to s
 
 def add_parser(commands: Commands) -> None:
     """Adds `geoclip eval`."""
-    evaluate = commands.add_parser("eval", help="accuracy on held-out embeddings", formatter_class=DEFAULTS)
+    evaluate = commands.add_parser(
+        "eval",
+        help="accuracy on held-out embeddings",
+        description="How often the answer lies within 1, 25, 200, 750 and 2500 km, the errors' median and "
+        "mean, GeoScore, recall and, where the photos name them, countries and cities, with bootstrap "
+        "intervals; and a report with a map of the errors.",
+        formatter_class=DEFAULTS,
+    )
     evaluate.set_defaults(run=run)
     evaluate.add_argument(
         "checkpoint", help="what `geoclip fit` or `geoclip export` wrote, or upstream: the official weights"

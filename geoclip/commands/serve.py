@@ -11,9 +11,11 @@ from geoclip.commands.options import (
     add_device,
     add_gallery,
     add_logit_scale,
+    add_support,
     add_weights,
     choose_device,
     gallery_cache,
+    support_variogram,
     tower_of,
 )
 
@@ -31,6 +33,7 @@ def add_parser(commands: Commands) -> None:
     add_weights(serve)
     add_gallery(serve)
     add_logit_scale(serve)
+    add_support(serve)
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; anyone who reaches it may send photos"
     )
@@ -57,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
     from geoclip.places import read_places
     from geoclip.weights import load_weights
 
+    variogram = support_variogram(options)
     weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
     tower = tower_of(weights, options)
     _ = tower.preprocess  # loads the backbone now, should it fail
@@ -67,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         cache=gallery_cache(options),
         progress=True,
     )
-    locator = Locator(weights.source, tower, gallery, int(1e6 * options.max_megapixels))
+    locator = Locator(weights.source, tower, gallery, int(1e6 * options.max_megapixels), variogram)
     try:
         listening = socket.create_server((options.host, options.port))
         loopback = options.host == "localhost" or listening.getsockname()[0].startswith("127.")

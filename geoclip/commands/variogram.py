@@ -12,7 +12,11 @@ from geoclip.commands.options import DEFAULTS, Commands
 def add_parser(commands: Commands) -> None:
     """Adds `geoclip variogram`."""
     variogram = commands.add_parser(
-        "variogram", help="measure and fit the semivariogram of embeddings", formatter_class=DEFAULTS
+        "variogram",
+        help="measure and fit the semivariogram of embeddings",
+        description="Measure how unlike photos are at each distance, and fit the model that `geoclip fit "
+        "--model.variogram` trains with. A command that was interrupted goes on where it was.",
+        formatter_class=DEFAULTS,
     )
     variogram.set_defaults(run=run)
     variogram.add_argument("store", help="folder that `geoclip embed` wrote: training data only")
@@ -22,7 +26,8 @@ def add_parser(commands: Commands) -> None:
         type=_pairs,
         default=200_000_000,
         metavar="N",
-        help="measure a random sample of about so many pairs, 1e9 for example, or all",
+        help="multiply at most about so many pairs, a random sample, 1e9 for example, or all; few photos "
+        "hold fewer at each distance",
     )
     variogram.add_argument(
         "--max-lag-km", type=float, metavar="KM", help="leave out pairs beyond; they then cost little"
@@ -86,11 +91,6 @@ def run(options: argparse.Namespace) -> None:
     pairs = int(fit.empirical.counts.sum())
     sampled = "a sample of " if fit.empirical.sampled else ""
     print(f"{sampled}{pairs:,} pairs of {store.path}, taken as training data")
-    model = fit.model
-    structures = ", ".join(f"{kind} of {length:.3g} km" for kind, _, length, _ in model.structures)
-    print(
-        f"γ(h) = {model.nugget:.3f} + {model.total_psill:.3f}·(1 − ρ(h)), {structures}, "
-        f"R² {fit.r2:.3f}; written to {options.out}"
-    )
+    print(f"{fit.model}, R² {fit.r2:.3f}; written to {options.out}")
     if not fit.resolvable:
         print(f"warning: no resolvable range: {fit.note}", file=sys.stderr)

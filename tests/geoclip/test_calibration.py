@@ -67,6 +67,8 @@ def test_calibrated_radii_cover_their_share(model):
     shares = (0.2, 0.5, 0.9)
     assert coverage(gallery, embeddings, truth, 12.0, shares) == pytest.approx(shares, abs=0.03)
     assert max(coverage(gallery, embeddings, truth, 100.0, shares)) < 0.8  # too sure of itself
+    with pytest.raises(ValueError, match="logit_scale: wanted a finite number above 0, got 0"):
+        coverage(gallery, embeddings, truth, 0.0)
 
 
 def test_a_gallery_uses_the_scale_it_is_given(model):
@@ -79,6 +81,11 @@ def test_a_gallery_uses_the_scale_it_is_given(model):
     np.testing.assert_allclose(sharp.locate(embeddings, k=3).probability, wanted, rtol=1e-4)
     wide = VariogramModel("exponential", 0.0, 1.0, 300.0)
     usual = Gallery(model, places)
+    for variogram in (None, wide):  # the scale of one call
+        once = usual.locate(embeddings, k=3, logit_scale=80.0, variogram=variogram)
+        always = sharp.locate(embeddings, k=3, variogram=variogram)
+        np.testing.assert_array_equal(once.latlon, always.latlon)
+        np.testing.assert_array_equal(once.probability, always.probability)
     assert usual.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
     flat = Gallery(model, places, logit_scale=1e-3).place(embeddings, variogram=wide)[0]
     certain = Gallery(model, places, logit_scale=1e5).place(embeddings, variogram=wide)[0]

@@ -90,7 +90,7 @@ def test_fit_prints_a_configuration_that_it_takes(trained, tmp_path, capsys):
 def test_fit_without_lightnings_notes(trained):
     result = python("-m", "geoclip", "fit", "--config", trained / "fit.yaml")
     assert result.returncode == 0
-    assert result.stderr == ""
+    assert result.stderr == f"going on from {trained / 'run' / 'last.ckpt'}, after step 3\n"
 
 
 def test_fit_in_one_line(trained, tmp_path, capsys):

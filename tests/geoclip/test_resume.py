@@ -90,7 +90,8 @@ def test_killed_and_interrupted_ends_with_the_same_weights(tmp_path, one_thread)
         assert code == (-9 if blow == signal.SIGKILL else 130)
         if blow == signal.SIGINT:
             assert process.stderr.read().strip().splitlines() == [
-                "geoclip: interrupted; the same command goes on where it was"
+                f"going on from {checkpoint}, after step {reached:,}",
+                "geoclip: interrupted; the same command goes on where it was",
             ]
         assert reached < step_of(checkpoint) < STEPS
         reached = step_of(checkpoint)
@@ -141,10 +142,12 @@ os._exit(0)
     pytest.fail("the training went on")
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path):
+def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
     settings = ["--config", str(write_settings(tmp_path, steps=6))]
-    before = torch.load(fit(settings), weights_only=True)
+    before = torch.load(checkpoint := fit(settings), weights_only=True)
+    assert "going on" not in capsys.readouterr().err
     after = torch.load(fit(settings), weights_only=True)
+    assert f"going on from {checkpoint}, after step 6\n" in capsys.readouterr().err
     same(before["state_dict"], after["state_dict"])
     assert after["global_step"] == 6
 

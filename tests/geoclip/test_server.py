@@ -16,6 +16,7 @@ from PIL import Image
 
 from geoclip import GeoCLIP, ImageEncoder, LocationEncoder
 from geoclip.cli import main
+from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon, render_photos
 
@@ -105,6 +106,26 @@ def test_the_answer_is_that_of_predict(served, folder, capsys):
         assert {tuple(cell[:2]): cell[2] for cell in answer["density"]["cells"]} == pytest.approx(
             cells, rel=1e-3
         )
+
+
+def test_the_place_with_the_most_support_comes_first(folder, capsys):
+    VariogramModel("exponential", 0.0, 1.0, 3000.0).save(folder / "variogram.json")
+    supported = ["--variogram", str(folder / "variogram.json"), "--logit-scale", "5"]
+    process, address = start(folder, *supported)
+    try:
+        url = f"{address}/predict?top_k=3"
+        answer = httpx.post(url, content=photo(folder), headers=JPEG, timeout=60).raise_for_status().json()
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    file = str(folder / "photos" / "00000.jpg")
+    found = []
+    for options in (supported, []):
+        capsys.readouterr()
+        assert main(["predict", file, *arguments(folder), "--format", "json", "--top-k", "3", *options]) == 0
+        found.append(json.loads(capsys.readouterr().out)[0]["places"][0])
+    assert answer["places"][0] == pytest.approx(found[0], rel=1e-4)
+    assert found[0]["latitude"] != found[1]["latitude"]
 
 
 def test_many_at_once_get_their_own_answers(served, folder):

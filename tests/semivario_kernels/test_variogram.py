@@ -64,6 +64,10 @@ def test_nested_model_is_the_sum_of_its_structures():
     np.testing.assert_allclose(nested.to_gstools().variogram(H_KM), parts, rtol=1e-12)
     np.testing.assert_allclose(VariogramModel.from_gstools(nested.to_gstools())(H_KM), parts, rtol=1e-12)
     assert nested.sill == pytest.approx(0.9)
+    assert str(nested) == (
+        "nugget 0.100, stable 0.300 with a length scale of 5 km and alpha 0.6, "
+        "spherical 0.500 with a length scale of 900 km, sill 0.900"
+    )
 
 
 def test_nugget_at_distance_zero():
