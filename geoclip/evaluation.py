@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from geoclip.coordinates import unit_vectors
 from geoclip.embedding_store import EmbeddingStore
 from geoclip.gallery import Gallery
-from geoclip.metrics import Metrics, fraction_metrics, geolocation_metrics, great_circle_km
+from geoclip.metrics import Metrics, geolocation_metrics, great_circle_km, share_metrics
 from geoclip.photos import AREAS
 from geoclip.progress import progress_bar
 from semivario_kernels import VariogramModel
@@ -81,29 +81,23 @@ def pictures_of(store: EmbeddingStore, rows: NDArray[np.int64]) -> torch.Tensor:
     return torch.from_numpy(np.stack([store.read(rows, crop) for crop in range(1, store.views + 1)], axis=1))
 
 
-def recall_metrics(placed: Placed, *, bootstrap: int = 1000) -> Metrics:
+def recall_metrics(placed: Placed) -> Metrics:
     """R@1, R@5, R@10 and R@1 %: how often the place nearest to the truth is among the first of the gallery.
 
     R@1 % is over the first M // 100 places, at least one (Sample4Geo's definition).
 
     Args:
         placed: what `place_store` returned.
-        bootstrap: resamples of the intervals.
 
     Returns:
-        Fractions, "recall_at_1", …, "recall_at_1_percent"; those of more places than there are, left out.
-
-    Raises:
-        ValueError: `bootstrap` below 1.
+        Shares, "recall_at_1", …, "recall_at_1_percent"; those of more places than there are, left out.
     """
     hits = {f"recall_at_{k}": placed.rank <= k for k in RECALLS if k <= placed.places}
     hits["recall_at_1_percent"] = placed.rank <= max(1, placed.places // 100)
-    return fraction_metrics(hits, bootstrap=bootstrap)
+    return share_metrics(hits)
 
 
-def area_metrics(
-    placed: Placed, areas: Areas, label_latlon: LatLon, labels: Areas, *, bootstrap: int = 1000
-) -> dict[str, Any]:
+def area_metrics(placed: Placed, areas: Areas, label_latlon: LatLon, labels: Areas) -> dict[str, Any]:
     """Administrative accuracies, as OpenStreetView-5M reports them for country, region, sub-region and city.
 
     An area is that of the labelled place nearest to the prediction: OSV5M's own evaluation looks a prediction
@@ -115,7 +109,6 @@ def area_metrics(
         areas: (n,) areas of the photos, as `EmbeddingStore.areas`.
         label_latlon: (m, 2) degrees of labelled places, none of them a test photo.
         labels: (m,) their areas.
-        bootstrap: resamples of the intervals.
 
     Returns:
         {"accuracy": `Metrics` by level, "photos": number that count by level, "label_distance_km": {"median",
@@ -139,7 +132,7 @@ def area_metrics(
             right &= pc.fill_null(same, True).to_numpy(zero_copy_only=False)
         known = _known(areas[level])
         hits[level], photos[level] = right[known], int(known.sum())
-    result: dict[str, Any] = {"accuracy": fraction_metrics(hits, bootstrap=bootstrap), "photos": photos}
+    result: dict[str, Any] = {"accuracy": share_metrics(hits), "photos": photos}
     if distance_km is not None:
         median, p95 = np.quantile(distance_km, [0.5, 0.95])
         result["label_distance_km"] = {"median": float(median), "p95": float(p95)}

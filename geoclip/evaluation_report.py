@@ -125,5 +125,5 @@ def _countries(countries: list[dict[str, Any]]) -> str:
     return section(
         f"{len(countries):,} countries",
         f'<div class="scroll"><table>{table}</table></div>',
-        "By the true country, the one with the most photos first. Small: 95 % bootstrap intervals.",
+        "By the true country, the one with the most photos first. Small: 95 % intervals.",
     )

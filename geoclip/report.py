@@ -41,7 +41,7 @@ ROWS = {
 _HEADLINES = ("within_1_km", "within_25_km", "within_200_km", "median_km", "geoscore")
 _LOWER_IS_BETTER = ("median_km", "mean_km")
 
-TABLE_TEXT = "Small: 95 % bootstrap intervals over the places."
+TABLE_TEXT = "Small: 95 % intervals over the places."
 _DIFFERENCE_TEXT = (
     "A difference is paired, both runs on the same places in every resample; it is bold where its interval "
     "excludes 0."

@@ -43,7 +43,7 @@ def add_parser(commands: Commands) -> None:
         "eval",
         help="recall, hit rate and average precision on held-out images",
         description="How often a trained encoder finds the reference of a held-out query among all: R@1, 5, "
-        "10 and 1 %, hit rate or average precision, as the data set has it, with bootstrap intervals.",
+        "10 and 1 %, hit rate or average precision, as the data set has it, with 95 % intervals.",
         formatter_class=DEFAULTS,
     )
     evaluate.set_defaults(run=run_eval)
@@ -52,7 +52,9 @@ def add_parser(commands: Commands) -> None:
         "--query", choices=("drone", "satellite"), default="drone", help="of University-1652: what is sought"
     )
     evaluate.add_argument("--out", default="metrics.json", help="metrics with their intervals")
-    evaluate.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
+    evaluate.add_argument(
+        "--bootstrap", type=int, default=1000, help="resamples of the intervals of average precision"
+    )
 
 
 def _add_views(parser: argparse.ArgumentParser, split: str) -> None:

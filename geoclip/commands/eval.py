@@ -36,7 +36,7 @@ def add_parser(commands: Commands) -> None:
         "eval",
         help="accuracy on held-out embeddings",
         description="How often the answer lies within 1, 25, 200, 750 and 2500 km, the errors' median and "
-        "mean, GeoScore, recall and, where the photos name them, countries and cities, with bootstrap "
+        "mean, GeoScore, recall and, where the photos name them, countries and cities, with 95 % "
         "intervals; and a report with a map of the errors.",
         formatter_class=DEFAULTS,
     )
@@ -62,7 +62,9 @@ def add_parser(commands: Commands) -> None:
         "validation photos: for --logit-scale with others, the same checkpoint and the same gallery",
     )
     evaluate.add_argument("--out", default="metrics.json", help="metrics; the report, .html, goes beside it")
-    evaluate.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals")
+    evaluate.add_argument(
+        "--bootstrap", type=int, default=1000, help="resamples of the intervals of median, mean and GeoScore"
+    )
     add_device(evaluate)
 
 
@@ -104,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
         "photos": len(test),
         "places": placed.places,
         "metrics": geolocation_metrics(placed.latlon, placed.true_latlon, bootstrap=options.bootstrap),
-        "recall": recall_metrics(placed, bootstrap=options.bootstrap),
+        "recall": recall_metrics(placed),
         "areas": areas,
         "countries": country_table(placed, test.areas["country"]) if "country" in test.areas else [],
     }
@@ -166,7 +168,7 @@ def _areas(options: argparse.Namespace, test: EmbeddingStore, placed: Placed) ->
     if source is None:
         return {"why_not": "--labels names no folder with places whose areas are known"}
     labels = EmbeddingStore.open(source)
-    metrics = area_metrics(placed, test.areas, labels.latlon, labels.areas, bootstrap=options.bootstrap)
+    metrics = area_metrics(placed, test.areas, labels.latlon, labels.areas)
     if not metrics["accuracy"]:
         return {"why_not": f"{source} names none of the areas that {options.test} names"}
     return {"labels": source, **metrics}

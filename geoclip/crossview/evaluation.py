@@ -15,7 +15,7 @@ from geoclip.checkpoint import read_checkpoint
 from geoclip.crossview.model import CrossViewEncoder
 from geoclip.crossview.retrieval import Ranked, rank_references
 from geoclip.crossview.views import CrossViews
-from geoclip.metrics import Metrics, fraction_metrics, mean_metrics
+from geoclip.metrics import Metrics, mean_metrics, share_metrics
 
 _ENCODER = "encoder."  # of a training's weights
 
@@ -100,7 +100,7 @@ def rank_views(views: CrossViews, queries: torch.Tensor, references: torch.Tenso
 
 
 def intervals(ranked: Ranked, *, bootstrap: int = 1000) -> Metrics:
-    """Every metric with its 95 % percentile bootstrap interval over the queries.
+    """Every metric with its 95 % interval over the queries, see `geoclip.metrics`.
 
     Args:
         ranked: what `rank_references` returned.
@@ -111,4 +111,4 @@ def intervals(ranked: Ranked, *, bootstrap: int = 1000) -> Metrics:
     """
     hits = {name: hit.numpy() for name, hit in ranked.successes().items()}
     precision = {name: value.numpy() for name, value in ranked.precision.items()}
-    return {**fraction_metrics(hits, bootstrap=bootstrap), **mean_metrics(precision, bootstrap=bootstrap)}
+    return {**share_metrics(hits), **mean_metrics(precision, bootstrap=bootstrap)}

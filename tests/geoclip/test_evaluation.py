@@ -1,4 +1,4 @@
-"""Evaluation against what a loop over the photos, or a drawn-out bootstrap, gives."""
+"""Evaluation against what a loop over the photos gives."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.neighbors import BallTree
 
 from geoclip import evaluation
@@ -16,7 +17,7 @@ from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.evaluation import Placed, area_metrics, country_table, place_store, recall_metrics
 from geoclip.fit import fit
 from geoclip.gallery import Gallery
-from geoclip.metrics import fraction_metrics, geolocation_metrics, great_circle_km
+from geoclip.metrics import geolocation_metrics, great_circle_km, share_metrics
 from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon
@@ -78,19 +79,16 @@ def test_recall_counts_ranks():
     assert few["recall_at_1_percent"]["value"] == pytest.approx(1 / 3)
 
 
-def test_fractions_have_the_interval_of_a_drawn_out_bootstrap():
+def test_shares_have_wilsons_interval():
     right = np.random.default_rng(0).random(400) < 0.3
-    (entry,) = fraction_metrics({"x": right, "nothing": np.zeros(0, bool)}, bootstrap=20_000).values()
-    drawn = right[np.random.default_rng(1).integers(0, 400, (20_000, 400))].mean(axis=1)
+    (entry,) = share_metrics({"x": right, "nothing": np.zeros(0, bool)}, confidence=0.9).values()
     assert entry["value"] == right.mean()
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert entry["low"] == pytest.approx(low, abs=0.004)
-    assert entry["high"] == pytest.approx(high, abs=0.004)
-    assert fraction_metrics({"all": np.ones(9, bool)})["all"] == {"value": 1, "low": 1, "high": 1}
-    with pytest.raises(ValueError, match="bootstrap"):
-        fraction_metrics({}, bootstrap=0)
+    # where the score test of p just does not reject: |p̂ − p| = z·√(p(1 − p)/n)
+    for p in (entry["low"], entry["high"]):
+        assert abs(right.mean() - p) == pytest.approx(norm.ppf(0.95) * np.sqrt(p * (1 - p) / 400), rel=1e-9)
+    assert entry["low"] < entry["value"] < entry["high"]
     with pytest.raises(ValueError, match="confidence"):
-        fraction_metrics({}, confidence=1)
+        share_metrics({}, confidence=1)
 
 
 def names(*values):

@@ -119,14 +119,17 @@ def test_a_threshold_itself_counts_as_within():
     np.testing.assert_array_equal(shares, [0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-def test_one_query_has_an_interval_of_no_width():
+def test_of_one_query_a_distance_has_no_width_and_a_share_nearly_all():
     result = geolocation_metrics([[10.0, 20.0]], [[10.0, 21.0]], bootstrap=10)
-    for entry in result.values():
-        assert entry["low"] == entry["value"] == entry["high"]
+    for key in ("median_km", "mean_km", "geoscore"):
+        assert result[key]["low"] == result[key]["value"] == result[key]["high"]
+    z2 = stats.norm.ppf(0.975) ** 2  # Wilson's interval of 0 of n: [0, z²/(n + z²)]
+    assert result["within_25_km"] == pytest.approx({"value": 0, "low": 0, "high": z2 / (1 + z2)}, abs=1e-12)
+    assert result["within_200_km"] == pytest.approx({"value": 1, "low": 1 / (1 + z2), "high": 1}, abs=1e-12)
 
 
+WITHIN = {"within_25_km": lambda d, axis: (d <= 25).mean(axis=axis)}
 STATISTICS = {
-    "within_25_km": lambda d, axis: (d <= 25).mean(axis=axis),
     "median_km": lambda d, axis: np.median(d, axis=axis),
     "mean_km": lambda d, axis: d.mean(axis=axis),
     "geoscore": lambda d, axis: (5000 * np.exp(-d / 1492.7)).mean(axis=axis),
@@ -166,14 +169,15 @@ def test_means_have_scipys_percentile_bootstrap(monkeypatch):
     assert ours["value"] == pytest.approx(scores.mean(), rel=1e-12)
 
 
-@pytest.mark.parametrize("key", STATISTICS)
+@pytest.mark.parametrize("key", {**WITHIN, **STATISTICS})
 def test_differences_are_scipys_paired_bootstrap(key):
+    statistic = {**WITHIN, **STATISTICS}[key]
     true = np.zeros((61, 2))
     a, b = north_of_null_island(errors(61, 5)), north_of_null_island(errors(61, 6) * 0.7)
     ours = compare_metrics(a, b, true, bootstrap=300, seed=3)[key]
     wanted = stats.bootstrap(
         (great_circle_km(a, true), great_circle_km(b, true)),
-        lambda d_a, d_b, axis: STATISTICS[key](d_b, axis) - STATISTICS[key](d_a, axis),
+        lambda d_a, d_b, axis: statistic(d_b, axis) - statistic(d_a, axis),
         n_resamples=300,
         paired=True,
         method="percentile",
