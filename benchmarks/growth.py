@@ -13,6 +13,7 @@ from benchmarks.measure import measure_case
 from benchmarks.memory import measure_memory
 from benchmarks.progress import Progress
 from benchmarks.table import markdown as loss_markdown
+from benchmarks.vector_figure import save_svg
 
 BY_M, BY_N = "by M", "by N"
 # (N, M) along each axis
@@ -72,7 +73,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     memory = [{**row, "y": row["extra_mib"]} for row in result["memory"] if row["failure"] is None]
     _lines(panels[-1], BY_M, memory)
     panels[-1].set_ylabel("memory beyond inputs and gradients, MiB")
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path)
 
 
 def _lines(ax: Any, axis: str, rows: list[dict[str, Any]]) -> None:

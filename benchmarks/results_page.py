@@ -21,6 +21,7 @@ from benchmarks.accuracy.table import HEAD, READING, cells
 from benchmarks.accuracy.training import ANSWERS
 from benchmarks.growth import plot as plot_growth
 from benchmarks.table import table
+from benchmarks.vector_figure import save_svg
 from geoclip.metrics import THRESHOLDS_KM
 
 ROOT = Path(__file__).parents[1]
@@ -195,7 +196,7 @@ def _plot_differences(rows: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_yticks(range(len(lines)), [f"{label}, {sampler}" for sampler, label in lines], fontsize=7)
     panels[0].invert_yaxis()
     panels[-1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,9 @@ def test_page_holds_the_newest_whole_results(tmp_path) -> None:
     gain["rows"][1]["difference_points"][1] = [4.0, 0.1, 7.9]
     write(tmp_path, "accuracy-2026-03-01", gain)
     again = page(newest(tmp_path), tmp_path / "images")
+    drawn = (tmp_path / "images" / "accuracy-w.svg").read_bytes()
+    page(newest(tmp_path), tmp_path / "images")
+    assert (tmp_path / "images" / "accuracy-w.svg").read_bytes() == drawn
     assert "reached on batches 'neighbours' by `explained(hard=0, false=6)` (2 seeds). Answering" in again
     assert "### Benchmarks: whole\n\nnumbers of the loss" in text
     assert "### Benchmarks: newer piece" in text

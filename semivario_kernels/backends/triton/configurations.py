@@ -71,7 +71,7 @@ class StripBlocks:
 # strip_gradient: sm_80 80 registers 4 KiB, sm_90 72 registers 4 KiB, sm_100 72 registers 4 KiB
 # column_sums: sm_80 108 registers 2 KiB, sm_90 96 registers 2 KiB, sm_100 108 registers 2 KiB
 # merge_slots: sm_80 128 registers 0.5 KiB, sm_90 127 registers 0.5 KiB, sm_100 126 registers 0.5 KiB
-# project_rows: sm_80 56 registers 0.1 KiB, sm_90 72 registers 0.1 KiB, sm_100 56 registers 0.1 KiB
+# project_rows: sm_80 64 registers 4 KiB, sm_90 72 registers 4 KiB, sm_100 64 registers 4 KiB
 STRIP_BLOCKS = StripBlocks()
 
 
@@ -136,7 +136,7 @@ FUSED_BLOCKS = {
         (80, 2): FusedBlocks(64, 16, 64, 8, 2, 128, 4),
         # sm_90 255 registers 24 KiB
         (90, 2): FusedBlocks(64, 32, 64, 8, 2, 64, 8),
-        # sm_100 221 registers 24 KiB
+        # sm_100 222 registers 24 KiB
         (100, 2): FusedBlocks(64, 32, 64, 8, 2, 256, 1),
         # sm_80 188 registers 20 KiB, sm_90 211 registers 20 KiB, sm_100 208 registers 20 KiB
         (80, 4): FusedBlocks(32, 32, 16, 8, 2, 128, 1),
@@ -145,7 +145,7 @@ FUSED_BLOCKS = {
     "long gradient": {
         # sm_80 255 registers 16 KiB, sm_90 254 registers 32 KiB
         (80, 2): FusedBlocks(64, 16, 64, 8, 2, 128, 4),
-        # sm_100 221 registers 24 KiB
+        # sm_100 222 registers 24 KiB
         (100, 2): FusedBlocks(64, 32, 64, 8, 2, 256, 1),
         # sm_80 188 registers 20 KiB, sm_90 211 registers 20 KiB, sm_100 208 registers 20 KiB
         (80, 4): FusedBlocks(32, 32, 16, 8, 2, 128, 1),
