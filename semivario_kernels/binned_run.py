@@ -214,7 +214,7 @@ class BinnedRun:
             return walk, 1.0
         walk = Walk(self.places, reach, binning)
         # what the shorter lags left over goes to the longer ones
-        budget = (self.sample.max_pairs - state.pairs) * (last - first) / (self.request.bins - first)
+        budget = max(0, self.sample.max_pairs - state.pairs) * (last - first) / (self.request.bins - first)
         sizes = wanted = [len(places) for places in self.places]
         share = 1.0
         while sum(walk.pairs) > budget and max(wanted) > 2:

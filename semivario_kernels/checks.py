@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from typing import Any
 
@@ -21,8 +22,10 @@ def as_tensor(name: str, value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiub":
+        if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
             raise ValueError(f"{name}: wanted numbers, got a NumPy array of dtype {value.dtype}")
+        if not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
         if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
             value = value.copy()  # torch refuses the first and warns of the second
         return torch.from_numpy(value)
@@ -44,14 +47,19 @@ def check_matrix(
 ) -> torch.Tensor:
     """Return `value` as a (rows, columns) tensor of a floating dtype, with rows if not `allow_empty`."""
     tensor = as_tensor(name, value)
-    wanted = f"({'n' if rows is None else rows}, {'dimensions' if columns is None else columns})"
+    # text only where it is raised: that of a symbolic size fixes it to one number under torch.compile
     if tensor.ndim != 2 or rows not in (None, tensor.shape[0]) or columns not in (None, tensor.shape[1]):
-        raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
+        raise ValueError(f"{name}: wanted shape {_matrix(rows, columns)}, got {tuple(tensor.shape)}")
     if tensor.shape[1] == 0 or (tensor.shape[0] == 0 and not allow_empty):
-        raise ValueError(f"{name}: wanted shape {wanted} with at least one row, got {tuple(tensor.shape)}")
+        wanted = f"{_matrix(rows, columns)} with at least one row"
+        raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
     if tensor.dtype not in FEATURE_DTYPES:
         raise ValueError(f"{name}: wanted float32, float64, bfloat16 or float16, got {tensor.dtype}")
     return tensor
+
+
+def _matrix(rows: int | None, columns: int | None) -> str:
+    return f"({'n' if rows is None else rows}, {'dimensions' if columns is None else columns})"
 
 
 def check_latlon(
@@ -66,11 +74,12 @@ def check_latlon(
     tensor = as_tensor(name, value)
     if not tensor.is_floating_point() and tensor.dtype is not torch.bool:
         tensor = tensor.double()  # whole degrees are exact
-    wanted = f"({'n' if rows is None else rows}, 2) of (latitude, longitude) in degrees"
     if tensor.ndim != 2 or tensor.shape[1] != 2 or rows not in (None, tensor.shape[0]):
+        wanted = f"{_matrix(rows, 2)} of (latitude, longitude) in degrees"
         raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
     if tensor.shape[0] == 0 and not allow_empty:
-        raise ValueError(f"{name}: wanted shape {wanted} with at least one row, got {tuple(tensor.shape)}")
+        wanted = f"{_matrix(rows, 2)} of (latitude, longitude) in degrees with at least one row"
+        raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
     if tensor.dtype not in POSITION_DTYPES:
         raise ValueError(f"{name}: wanted float32 or float64 degrees, got {tensor.dtype}")
     if values and is_checked(tensor):
@@ -101,9 +110,9 @@ def check_same(what: str, first_name: str, first: torch.Tensor, name: str, tenso
 def check_indices(name: str, value: object, *, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Return int64 indices of `shape` (-1 in it stands for any length); their values are not looked at."""
     tensor = as_tensor(name, value)
-    wanted = "(" + ", ".join("k" if n < 0 else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
     if tensor.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, tensor.shape, strict=True)):
-        raise ValueError(f"{name}: wanted shape {wanted}, got {tuple(tensor.shape)}")
+        wanted = ", ".join("k" if n < 0 else str(n) for n in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name}: wanted shape ({wanted}), got {tuple(tensor.shape)}")
     if tensor.dtype != torch.int64:
         raise ValueError(f"{name}: wanted int64 indices, got {tensor.dtype}")
     if tensor.device != device:
@@ -131,9 +140,21 @@ def check_number(
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: wanted a number, got {value!r}") from None
-    if not (math.isfinite(number) and low <= number <= high and not (open_low and number == low)):
+    if not (-math.inf < number < math.inf and low <= number <= high and not (open_low and number == low)):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
         raise ValueError(f"{name}: wanted a finite number in {bounds}, got {value!r}")
+    return number
+
+
+def check_whole(name: str, value: Any, *, low: int, high: int | None = None) -> int:
+    """Return a whole number of `low` … `high`, or of `low` or more."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        bounds = f"of {low} or more" if high is None else f"in {low} … {high}"
+        raise ValueError(f"{name}: wanted a whole number {bounds}, got {value!r}")
     return number
 
 

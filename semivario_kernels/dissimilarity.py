@@ -43,8 +43,8 @@ def cosine_dissimilarity(x: ArrayLike, y: ArrayLike | None = None, *, backend: s
     """
     from semivario_kernels import backends
 
-    first = check_matrix("x", x)
-    second = first if y is None else check_matrix("y", y, columns=first.shape[1])
+    first = check_matrix("x", x).detach()
+    second = first if y is None else check_matrix("y", y, columns=first.shape[1]).detach()
     check_same("device", "x", first, "y", second)
     check_same("dtype", "x", first, "y", second)
     return like_input(backends.load(backend, first).cosine_dissimilarity(first, second), x, y)

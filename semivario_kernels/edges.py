@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semivario_kernels.checks import ArrayLike, check_latlon, check_number
+from semivario_kernels.checks import ArrayLike, check_latlon, check_number, check_whole
 from semivario_kernels.geometry import EARTH_RADIUS_KM, unit_vectors
 
 Floats = npt.NDArray[np.float64]
@@ -30,8 +30,7 @@ def log_edges_km(first_km: float, last_km: float, bins: int) -> Floats:
     """
     check_number("first_km", first_km, low=0, open_low=True)
     check_number("last_km", last_km, low=first_km, open_low=True)
-    if bins < 2:
-        raise ValueError(f"bins: wanted at least 2, got {bins}")
+    bins = check_whole("bins", bins, low=2)
     edges = np.concatenate([[0.0], np.geomspace(first_km, last_km, bins)])
     edges[1], edges[-1] = first_km, last_km
     return edges
@@ -51,8 +50,7 @@ def even_edges_km(last_km: float, bins: int) -> Floats:
         ValueError: last_km is not above 0, or no bin.
     """
     check_number("last_km", last_km, low=0, open_low=True)
-    if bins < 1:
-        raise ValueError(f"bins: wanted at least 1, got {bins}")
+    bins = check_whole("bins", bins, low=1)
     return np.linspace(0.0, last_km, bins + 1)
 
 
@@ -76,11 +74,10 @@ def quantile_edges_km(
     p = unit_vectors(check_latlon("latlon", latlon)).cpu()
     if len(p) < 2:
         raise ValueError(f"latlon: wanted at least 2 places, got {len(p)}")
-    if bins < 1:
-        raise ValueError(f"bins: wanted at least 1, got {bins}")
+    bins = check_whole("bins", bins, low=1)
     if max_lag_km is not None:
         check_number("max_lag_km", max_lag_km, low=0, open_low=True)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(check_whole("seed", seed, low=0))
     i = torch.randint(len(p), (SAMPLED_PAIRS,), generator=generator, device="cpu")
     step = torch.randint(1, len(p), (SAMPLED_PAIRS,), generator=generator, device="cpu")
     j = (i + step) % len(p)

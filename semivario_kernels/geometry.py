@@ -70,8 +70,8 @@ def pairwise_haversine(a: ArrayLike, b: ArrayLike | None = None, *, backend: str
     """
     from semivario_kernels import backends
 
-    first = check_latlon("a", a)
-    second = first if b is None else check_latlon("b", b)
+    first = check_latlon("a", a).detach()
+    second = first if b is None else check_latlon("b", b).detach()
     check_same("device", "a", first, "b", second)
     check_same("dtype", "a", first, "b", second)
     p, q = unit_vectors(first), unit_vectors(second)

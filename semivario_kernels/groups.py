@@ -112,7 +112,7 @@ def _rows_by_label(
         labels = np.asarray(groups, dtype=None if hasattr(groups, "dtype") else object)
     if labels.shape != (rows,):
         raise ValueError(f"groups: wanted shape ({rows},), a label for each embedding, got {labels.shape}")
-    labelled = np.array([label is not None and label == label for label in labels.tolist()])  # NaN ≠ NaN
+    labelled = np.array([_is_label(label) for label in labels.tolist()], dtype=bool)
     kept = np.flatnonzero(labelled)
     try:
         names, group_of_row = np.unique(labels[kept], return_inverse=True)
@@ -121,3 +121,10 @@ def _rows_by_label(
     by_group = kept[np.argsort(group_of_row, kind="stable")]
     stops = np.cumsum(np.bincount(group_of_row, minlength=len(names)))
     return names.tolist(), np.split(by_group, stops)[: len(names)]
+
+
+def _is_label(label: Any) -> bool:
+    try:
+        return label is not None and bool(label == label)  # NaN ≠ NaN
+    except TypeError:  # pandas.NA
+        return False

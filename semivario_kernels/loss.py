@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from semivario_kernels import backends
@@ -15,6 +16,7 @@ from semivario_kernels.checks import (
     check_matrix,
     check_number,
     check_same,
+    check_whole,
 )
 from semivario_kernels.dissimilarity import arithmetic_dtype
 from semivario_kernels.operator import reduced_loss, row_losses
@@ -125,12 +127,14 @@ def semivariogram_info_nce(
     if not isinstance(policy, NegativePolicy):
         raise ValueError(f"policy: wanted a NegativePolicy, got {type(policy).__name__}")
     if workspace_mb is not None:
-        check_number("workspace_mb", workspace_mb, low=0, open_low=True)
+        workspace_mb = check_whole("workspace_mb", workspace_mb, low=1)
     if isinstance(
         logit_scale, int | float
     ):  # filled in on the device: a copy would break a CUDA graph's capture
         scale = torch.full((), logit_scale, dtype=arithmetic_dtype(features), device=features.device)
     else:
+        if not isinstance(logit_scale, torch.Tensor | np.ndarray | np.generic):
+            raise ValueError(f"logit_scale: wanted a number, got {logit_scale!r}")
         scale = torch.as_tensor(logit_scale, device=features.device)
     if scale.numel() != 1 or not scale.is_floating_point():
         raise ValueError(

@@ -161,7 +161,7 @@ class GalleryInfoNCE(nn.Module):
         image_features: torch.Tensor,
         text_features: torch.Tensor,
         logit_scale: torch.Tensor | float,
-        logit_bias: torch.Tensor | None = None,
+        logit_bias: torch.Tensor | float | None = None,
         output_dict: bool = False,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Return the mean loss, in {"contrastive_loss": loss} with `output_dict`.
@@ -186,7 +186,7 @@ class GalleryInfoNCE(nn.Module):
             policy=NegativePolicy.none(),
             **self.options,
         )
-        if logit_bias is not None:
+        if isinstance(logit_bias, torch.Tensor):
             loss = loss + 0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
 

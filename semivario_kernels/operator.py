@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from semivario_kernels import backends
 from semivario_kernels.dissimilarity import arithmetic_dtype
@@ -36,6 +37,7 @@ def reduced_loss(problem: InfoNCEProblem, reduction: str, backend: str, workspac
 
 
 def _call(problem: InfoNCEProblem, reduction: str, backend: str, workspace_mb: int | None) -> Tensor:
+    refuse_forward_mode(problem)
     grad = torch.is_grad_enabled()
     outputs = info_nce(
         *schema_arguments(problem),
@@ -48,6 +50,18 @@ def _call(problem: InfoNCEProblem, reduction: str, backend: str, workspace_mb: i
     )
     loss: Tensor = outputs[0]
     return loss
+
+
+def refuse_forward_mode(problem: InfoNCEProblem) -> None:
+    """Raise where forward-mode differentiation asks for what an operator would answer with 0."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    inputs = (problem.x, problem.y, problem.logit_scale)
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            "semivariogram_info_nce has no forward-mode derivative (jvp, jacfwd): call backward, or use "
+            "backend='reference'"
+        )
 
 
 def schema_arguments(problem: InfoNCEProblem) -> tuple[Any, ...]:
@@ -266,8 +280,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         ctx.dtypes = [tensor.dtype for tensor in inputs[:3]]
     else:
         # all tensors but the row weights, which enter outside
-        ctx.save_for_backward(*output[4:], *inputs[:9], inputs[10])
+        ctx.save_for_backward(*output[4:], *map(saveable, inputs[:9]), inputs[10])
         ctx.options = (*inputs[11:16], backend, workspace_mb)
+
+
+def saveable(tensor: Tensor | None) -> Tensor | None:
+    """A copy of what was made in inference mode, as frozen embeddings may be: autograd does not save it."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -298,8 +317,12 @@ def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     A plain backward() on the CPU needs no product, and no copy but for float16.
     """
     traced = type(upstream) is not Tensor or torch.compiler.is_compiling()
-    if not traced and upstream.device.type == "cpu" and float(upstream) == 1:
-        return gradient.to(dtype)
+    if not traced and upstream.device.type == "cpu":
+        try:
+            if float(upstream) == 1:
+                return gradient.to(dtype)
+        except RuntimeError:  # many at once, of is_grads_batched, have no one value
+            traced = True
     # as it is, a scalar would be rounded to the gradient's dtype first
     upstream = upstream.expand_as(gradient)
     if traced or gradient.ndim == 0 or gradient.dtype == upstream.dtype == dtype:

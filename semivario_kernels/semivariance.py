@@ -23,6 +23,7 @@ from semivario_kernels.checks import (
     check_matrix,
     check_number,
     check_same,
+    check_whole,
 )
 from semivario_kernels.empirical_variogram import EmpiricalVariogram, from_run
 from semivario_kernels.geometry import EARTH_RADIUS_KM
@@ -99,8 +100,8 @@ def binned_semivariance(
         OSError: the checkpoint cannot be written.
         ImportError: `progress`, and rich is not installed; names the extra that brings it.
     """
-    v = check_matrix("embeddings", embeddings)
-    p = check_latlon("latlon", latlon, rows=v.shape[0])
+    v = check_matrix("embeddings", embeddings).detach()
+    p = check_latlon("latlon", latlon, rows=v.shape[0]).detach()
     check_same("device", "embeddings", v, "latlon", p)
     if (other is None) != (other_latlon is None):
         missing, given = ("other", "other_latlon") if other is None else ("other_latlon", "other")
@@ -110,11 +111,11 @@ def binned_semivariance(
     edges = _check_edges(edges_km, max_lag_km)
     if max_pairs is not None:
         check_number("max_pairs", max_pairs, low=1)
-    sample = PairSample(max_pairs, 0 if seed is None else seed)
+    sample = PairSample(max_pairs, 0 if seed is None else check_whole("seed", seed, low=0))
     u = q = None
     if other is not None and other_latlon is not None:
-        u = check_matrix("other", other, columns=v.shape[1])
-        q = check_latlon("other_latlon", other_latlon, rows=u.shape[0])
+        u = check_matrix("other", other, columns=v.shape[1]).detach()
+        q = check_latlon("other_latlon", other_latlon, rows=u.shape[0]).detach()
         for name, tensor in (("other", u), ("other_latlon", q)):
             check_same("device", "embeddings", v, name, tensor)
 
@@ -153,7 +154,7 @@ def _fingerprint(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor) and part.shape[1] > 2:
-            rows = torch.linspace(0, len(part) - 1, 64, device="cpu").long()
+            rows = torch.arange(64, device="cpu") * (len(part) - 1) // 63
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
             part = part[rows.to(part.device)].double()
         if isinstance(part, torch.Tensor):
@@ -170,7 +171,12 @@ def squared_chord_edges(edges_km: Floats) -> torch.Tensor:
 
 
 def _check_edges(edges_km: ArrayLike, max_lag_km: float | None) -> npt.NDArray[np.float64]:
-    edges = as_tensor("edges_km", np.asarray(edges_km) if isinstance(edges_km, list | tuple) else edges_km)
+    if isinstance(edges_km, list | tuple):
+        try:
+            edges_km = np.asarray(edges_km)
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(f"edges_km: wanted numbers, got {edges_km!r}") from error
+    edges = as_tensor("edges_km", edges_km)
     values = edges.detach().cpu().double().numpy().copy()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"edges_km: wanted shape (bins+1,) with at least 2 edges, got {values.shape}")

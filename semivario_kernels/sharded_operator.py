@@ -17,7 +17,7 @@ from semivario_kernels import backends
 from semivario_kernels.checks import is_checked
 from semivario_kernels.communication_plan import HEADER, SUMS, RowBytes, plan_communication
 from semivario_kernels.dissimilarity import arithmetic_dtype
-from semivario_kernels.operator import problem_of, schema_arguments
+from semivario_kernels.operator import problem_of, refuse_forward_mode, saveable, schema_arguments
 from semivario_kernels.rank_exchange import Exchange, all_numbers, group_of
 from semivario_kernels.sharded_loss import ShardedLoss
 
@@ -43,6 +43,7 @@ def sharded_row_losses(
     gradients are those of this rank's weighted mean, and come times W·w_r/Σw: the ranks' average is then the
     gradient of the mean over all ranks' rows.
     """
+    refuse_forward_mode(problem)
     grad = torch.is_grad_enabled()
     outputs = sharded_info_nce(
         *schema_arguments(problem),
@@ -99,6 +100,10 @@ def sharded_info_nce(
     rows, columns = loss.sums()
     losses = loss.losses(rows, columns)
     weights = table[:, 4].contiguous().view(torch.float64)
+    if averaged and not bool(weights.sum() > 0):
+        raise ValueError(
+            "row_weights: wanted at least one weight above 0 on one of the ranks, got only zeros"
+        )
     share = len(weights) * weights[dist.get_rank(ranks)] / weights.sum()
     return (
         losses,
@@ -190,7 +195,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
     _, rows, columns, share, table = output
     # all tensors but the row weights, which enter outside
-    ctx.save_for_backward(share, rows, columns, table, *inputs[:9], inputs[10])
+    ctx.save_for_backward(share, rows, columns, table, *map(saveable, inputs[:9]), inputs[10])
     ctx.options = (*inputs[11:PROBLEM_ARGUMENTS], *engine)
 
 

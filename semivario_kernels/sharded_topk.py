@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from semivario_kernels.checks import check_whole
 from semivario_kernels.communication_plan import CommunicationPlan, Visit, plan_visits
 from semivario_kernels.dissimilarity import arithmetic_dtype
 from semivario_kernels.rank_exchange import Block, Exchange, all_numbers
-from semivario_kernels.topk import check_k
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,7 +51,7 @@ def sharded_topk(x: Tensor, y: Tensor, k: int, group: ProcessGroup, search: Sear
         raise ValueError("group: wanted the same dtype, dimensions and k on all ranks")
     if sum(queries) == 0:
         raise ValueError("x: wanted at least one row on one of the ranks, got none")
-    check_k(k, sum(gallery))
+    check_whole("k", k, low=1, high=sum(gallery))
     plan = plan_topk(queries, gallery, k, x.shape[1] * x.element_size())
     exchange = Exchange(plan, group)
     if plan.travels == "queries":

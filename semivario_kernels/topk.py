@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from semivario_kernels import backends
-from semivario_kernels.checks import ArrayLike, check_matrix, check_same, like_input
+from semivario_kernels.checks import ArrayLike, check_matrix, check_same, check_whole, like_input
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,17 +47,12 @@ def topk_gallery(
     check_same("dtype", "x", queries, "y", gallery)
     search = backends.load(backend, queries).topk_gallery
     queries, gallery = queries.detach(), gallery.detach()
-    if group is not None:
-        from semivario_kernels.sharded_topk import sharded_topk
+    k = check_whole("k", k, low=1, high=None if sharded else gallery.shape[0])
+    with torch.autocast(queries.device.type, enabled=False):  # it would rank rounded scores
+        if group is not None:
+            from semivario_kernels.sharded_topk import sharded_topk
 
-        values, indices = sharded_topk(queries, gallery, k, group, search)
-    else:
-        check_k(k, gallery.shape[0])
-        values, indices = search(queries, gallery, k)
+            values, indices = sharded_topk(queries, gallery, k, group, search)
+        else:
+            values, indices = search(queries, gallery, k)
     return like_input(values, x, y), like_input(indices, x, y)
-
-
-def check_k(k: int, entries: int) -> None:
-    """Refuse a k outside of 1 … entries."""
-    if not isinstance(k, int) or not 1 <= k <= entries:
-        raise ValueError(f"k: wanted a whole number in 1 … {entries}, got {k!r}")

@@ -41,7 +41,7 @@ def kind_correlation(kind: str, z: torch.Tensor, alpha: float) -> torch.Tensor:
         z = z.clamp(max=1)
         return 1 - z * (1.5 - 0.5 * z * z)
     if kind == "matern32":
-        z = MATERN32_RESCALE * z
+        z = (MATERN32_RESCALE * z).clamp(max=200)  # ρ is 0 there, and NaN at infinity
         return (1 + z) * torch.exp(-z)
     raise ValueError(f"kind: wanted one of {', '.join(KINDS)}, got {kind!r}")
 

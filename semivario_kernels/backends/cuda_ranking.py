@@ -33,9 +33,9 @@ def is_served(x: Tensor, y: Tensor, k: int) -> bool:
 def ranked(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`topk_gallery` by the compiled kernels; nothing waits for the GPU."""
     native, queue, device = cuda_epilogue.native_cuda(), cuda_epilogue.queue_of(x.device), x.device
-    values = torch.empty(len(x), k, device=device)
+    values = torch.empty(len(x), k, dtype=torch.float32, device=device)
     indices = torch.empty(len(x), k, dtype=torch.int64, device=device)
-    scores = torch.empty(min(ROWS, len(x)), min(COLUMNS, len(y)), device=device)
+    scores = torch.empty(min(ROWS, len(x)), min(COLUMNS, len(y)), dtype=torch.float32, device=device)
     for start in range(0, len(x), ROWS):
         rows = x[start : start + ROWS].float()
         best = torch.zeros(len(rows), k, dtype=torch.int64, device=device)  # unsigned keys, 0 for none yet

@@ -23,13 +23,15 @@ def topk_gallery(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if arithmetic_dtype(x) != torch.float32 or len(y) > MOST_ENTRIES:
         return tiled_matrices.topk_gallery(x, y, k)
     native, threads = native_extension(), torch.get_num_threads()
-    values = torch.empty(len(x), k, device=CPU)
+    values = torch.empty(len(x), k, dtype=torch.float32, device=CPU)
     indices = torch.empty(len(x), k, dtype=torch.int64, device=CPU)  # until they are read, the keys
     keys = address(indices, torch.int64, CPU)
     height = min(ROWS, len(x))
     width = min(MOST_COLUMNS, PAIRS // height, len(y))
-    scores = torch.empty(height * width, device=CPU)
-    converted = None if y.dtype == torch.float32 else torch.empty(width, y.shape[1], device=CPU)
+    scores = torch.empty(height * width, dtype=torch.float32, device=CPU)
+    converted = (
+        None if y.dtype == torch.float32 else torch.empty(width, y.shape[1], dtype=torch.float32, device=CPU)
+    )
     for top in range(0, len(x), height):
         queries = x[top : top + height].float()
         rows = slice(top, top + len(queries))

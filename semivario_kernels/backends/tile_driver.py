@@ -147,13 +147,15 @@ class Prepared:
         self.inverse_v = self.inverse_u = None
         if problem.v is not None and problem.u is not None:
             self.inverse_v, self.inverse_u = (
-                torch.where(norms > 0, 1 / norms.clamp(min=SMALLEST_NORM), 0.0)
+                # 0 for "no image"; NaN, as 0·∞ is, for what is no embedding
+                torch.where(norms == 0, 0.0, 1 / norms.clamp(min=SMALLEST_NORM) + 0 * norms)
                 for norms in (self._norms(problem.v), self._norms(problem.u))
             )
 
     def _norms(self, matrix: Tensor) -> Tensor:
         if matrix.is_cuda:  # reads shorter dtypes without a copy
-            norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=self.dtype)
+            longer = torch.promote_types(matrix.dtype, self.dtype)  # vector_norm does not narrow
+            norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=longer).to(self.dtype)
             return norms
         blocks = [block.to(self.dtype).norm(dim=1) for block in torch.split(matrix, ROW_BLOCK)]
         return torch.cat(blocks)
@@ -241,7 +243,7 @@ class TileDriver:
         per_pair = 0 if dtype == prepared.dtype else short  # A of a tile, if not in the logits' place
         fixed = problem.x.shape[1] * short
         if problem.v is not None:
-            of_v = product_dtype(problem.v).itemsize
+            of_v = embedding_dtype(problem).itemsize
             per_row += problem.v.shape[1] * of_v
             per_pair += dissimilarity_dtype(problem).itemsize
             fixed += problem.v.shape[1] * of_v
@@ -453,7 +455,7 @@ class Blocks:
         self._y_tile = None if _multiplies(self.y, dtype) else buffer(tile, self.y.shape[1], dtype)
         self._vu = self._unit_v = self._u_tile = None
         if problem.v is not None and self.u is not None:
-            of_v = product_dtype(problem.v)
+            of_v = embedding_dtype(problem)
             self._vu = buffer(rows, tile, dissimilarity_dtype(problem))
             if driver.products.dissimilarity is None:
                 self._unit_v = buffer(rows, problem.v.shape[1], of_v)
@@ -628,9 +630,15 @@ def dissimilarity_dtype(problem: InfoNCEProblem) -> torch.dtype:
 
     Its a = e^(d−γ) multiplies the logit, and so the product's rounding s-fold; a log-weight adds it.
     """
+    dtype = embedding_dtype(problem)
+    return torch.promote_types(dtype, torch.float32) if problem.policy.kind == "penalty" else dtype
+
+
+def embedding_dtype(problem: InfoNCEProblem) -> torch.dtype:
+    """Return the dtype v and u are multiplied in: never longer than the arithmetic's of the features."""
     assert problem.v is not None
-    penalty = problem.policy.kind == "penalty"
-    return arithmetic_dtype(problem.v) if penalty else product_dtype(problem.v)
+    dtype, most = product_dtype(problem.v), arithmetic_dtype(problem.x)
+    return most if dtype.itemsize > most.itemsize else dtype
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -659,7 +667,7 @@ def float16_gain(weights: Tensor, inverse_y: Tensor | None) -> Tensor:
     |g·a| ≤ 8·w (penalty: a ≤ e²), so that a gallery entry may be eight times shorter than the mean before its
     A is cut at 65504. The mean of the lengths, not their smallest, since one entry may be all zeros.
     """
-    gain = 1024 / weights.abs().amax().clamp(min=torch.finfo(weights.dtype).tiny)
+    gain = 1024 / weights.abs().amax().clamp(min=1e-20)  # all may be 0
     return gain if inverse_y is None else gain * inverse_y.reciprocal().mean()
 
 

@@ -136,6 +136,7 @@ def refused(what):
         policy=NegativePolicy.distance(1.0, 100.0),
         targets=targets,
         symmetric=what == "permutation",
+        row_weights=torch.zeros(n) if what == "weights" else None,
         label_smoothing=0.1 if what == "options" and rank == 1 else 0.0,
         group=dist.group.WORLD,
     )

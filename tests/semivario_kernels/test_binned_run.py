@@ -227,7 +227,7 @@ def test_quantile_edges_hold_equally_many_pairs(towns):
     assert quantile_edges_km(towns[1], 5, max_lag_km=30.0)[-1] == 30.0
     for arguments, message in (
         ((towns[1][:1], 5), "latlon: wanted at least 2 places, got 1"),
-        ((towns[1], 0), "bins: wanted at least 1, got 0"),
+        ((towns[1], 0), "bins: wanted a whole number of 1 or more, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             quantile_edges_km(*arguments)

@@ -84,6 +84,7 @@ REFUSED = {
     "permutation": "targets: wanted a permutation of 0 … 7",
     "dimensions": r"group: wanted the same dtypes, .*; those of ranks \[1\] are not rank 0's",
     "options": "group: wanted the same dtypes",
+    "weights": "row_weights: wanted at least one weight above 0 on one of the ranks",
 }
 PEAK_ROWS, PEAK_DIMS = 1024, 512
 

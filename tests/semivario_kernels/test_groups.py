@@ -65,7 +65,19 @@ def test_labels_of_any_kind(groups):
         np.testing.assert_allclose(found[k].gamma, alone.gamma, rtol=1e-9)
 
 
-@pytest.mark.parametrize("missing", [None, float("nan")])
+class Unknown:
+    """As pandas.NA: whether it equals itself is unknown, too."""
+
+    def __eq__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("ambiguous")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), Unknown()])
 def test_rows_without_a_label_belong_to_no_group(missing):
     v, latlon = some_embeddings()
     labels = labels_of().tolist()

@@ -336,7 +336,10 @@ def bad(**changes):
         (bad(label_smoothing=1.5), r"label_smoothing: .*\[0, 1\], got 1.5"),
         (bad(reduction="average"), "reduction: wanted 'mean', 'sum' or 'none', got 'average'"),
         (bad(symmetric=True), "symmetric: wanted as many queries as gallery entries, got 11 and 17"),
-        (bad(workspace_mb=0), "workspace_mb: "),
+        (bad(workspace_mb=0), "workspace_mb: wanted a whole number of 1 or more, got 0"),
+        (bad(workspace_mb=64.0), "workspace_mb: wanted a whole number of 1 or more, got 64.0"),
+        (bad(logit_scale=None), "logit_scale: wanted a number, got None"),
+        (bad(logit_scale="a"), "logit_scale: wanted a number, got 'a'"),
         (bad(backend="fastest"), "backend: wanted one of .*, got 'fastest'"),
     ],
 )

@@ -26,6 +26,7 @@ def test_equals_open_clip(features, bias):
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
     for a, b in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    assert GalleryInfoNCE()(*features, 9.0, -3.0) == GalleryInfoNCE()(*features, 9.0)  # a number, too
 
 
 def test_output_dict_as_open_clip(features):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_loss import MODEL, problem
@@ -93,6 +94,118 @@ def test_compiles_in_one_graph_and_a_refit_does_not_recompile():
             results.append((loss.detach(), layer.weight.grad.clone()))
         torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
     assert counter.frame_count == 1
+
+
+def of_sizes(n, m):
+    """In single precision, with what a call may have beside: targets, weights, exclusions."""
+    p = {k: t.detach().float() for k, t in problem(n=n, m=m).items()}
+    p["x"].requires_grad_()
+    return p, {
+        "targets": torch.arange(n).flip(0),
+        "row_weights": torch.linspace(0.5, 1, n),
+        "exclude": ((torch.arange(n).flip(0) + 1) % m)[:, None],
+    }
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("more", [False, True])
+def test_other_sizes_are_compiled_once_more_at_most(reduction, more):
+    """A compiler that fixed the sizes would give up after eight."""
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(semivariogram_info_nce, backend=counter, fullgraph=True)
+    for k in range(10):
+        p, options = of_sizes(5 + k, 21 + 2 * k)
+        options = {**(options if more else {}), "reduction": reduction}
+        got, wanted = (
+            torch.autograd.grad(loss(**p, variogram=MODEL, policy=POLICY, **options).sum(), p["x"])[0]
+            for loss in (compiled, semivariogram_info_nce)
+        )
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-9)
+    assert counter.frame_count <= 2
+
+
+def test_sizes_that_are_dynamic_from_the_start_are_compiled_once():
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(semivariogram_info_nce, backend=counter, fullgraph=True, dynamic=True)
+    frames = []
+    for n, m in ((8, 21), (9, 23), (12, 40)):
+        p, options = of_sizes(n, m)
+        loss = compiled(**p, variogram=MODEL, policy=POLICY, **options)
+        wanted = semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY, **options)
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[1] == frames[2]
+
+
+def test_forward_mode_derivatives_are_refused():
+    p = {k: t.detach() for k, t in problem().items()}
+
+    def loss(x):
+        return semivariogram_info_nce(**{**p, "x": x}, variogram=MODEL, policy=POLICY)
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(loss, (p["x"],), (torch.ones_like(p["x"]),))
+    with torch.autograd.forward_ad.dual_level():  # of something else
+        assert torch.equal(loss(p["x"]), loss(p["x"]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_many_upstream_gradients_at_once(reduction):
+    p = problem()
+    loss = semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY, reduction=reduction)
+    upstream = torch.stack([torch.ones_like(loss), -2 * torch.ones_like(loss)])
+    (many,) = torch.autograd.grad(loss, p["x"], upstream, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(loss, p["x"], upstream[0])
+    torch.testing.assert_close(many, torch.stack([one, -2 * one]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_embeddings_of_inference_mode(reduction):
+    p = problem()
+    (wanted,) = torch.autograd.grad(
+        semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY, reduction=reduction).sum(), p["x"]
+    )
+    with torch.inference_mode():
+        p |= {name: p[name].clone() for name in ("query_embeddings", "gallery_embeddings")}
+    loss = semivariogram_info_nce(**p, variogram=MODEL, policy=POLICY, reduction=reduction)
+    assert torch.equal(torch.autograd.grad(loss.sum(), p["x"])[0], wanted)
+
+
+@pytest.mark.parametrize(
+    "policy", [NegativePolicy.explained(3, 5), POLICY, NegativePolicy.penalty(900.0)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_embeddings_longer_than_the_features(dtype, policy, backend):
+    """NumPy's embeddings are float64."""
+    if backend == "triton" and dtype == torch.bfloat16:
+        pytest.skip("the interpreter multiplies bfloat16 wrongly")
+    p = {k: t.detach() for k, t in problem().items()}
+    p |= {name: p[name].to(dtype) for name in ("x", "y")}
+    for workspace_mb in (1, 100):
+        options = {"variogram": MODEL, "policy": policy, "workspace_mb": workspace_mb}
+        losses, gradients = [], []
+        for embeddings in (torch.float64, torch.float32):
+            of = {name: p[name].to(embeddings) for name in ("query_embeddings", "gallery_embeddings")}
+            loss, gradient = gradients_of({**p, **of}, **options)
+            losses.append(loss)
+            gradients.append(gradient)
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
+        torch.testing.assert_close(*losses, **tolerance)
+        torch.testing.assert_close(*gradients, **tolerance)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", ["query_embeddings", "gallery_embeddings"])
+def test_an_embedding_that_is_no_number_is_not_taken_for_a_missing_image(side, bad):
+    p = {k: t.detach() for k, t in problem().items()}
+    p[side][4, 0] = bad
+    options = {"variogram": MODEL, "policy": POLICY, "reduction": "none"}
+    got = semivariogram_info_nce(**p, **options)
+    wanted = semivariogram_info_nce(**p, **options, backend="reference")
+    assert wanted.isnan().any()
+    assert torch.equal(got.isnan(), wanted.isnan())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

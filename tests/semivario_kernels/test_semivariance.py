@@ -12,11 +12,14 @@ from semivario_kernels import (
     EARTH_RADIUS_KM,
     EmpiricalVariogram,
     binned_semivariance,
+    cosine_dissimilarity,
     even_edges_km,
     log_edges_km,
+    pairwise_haversine,
 )
 from semivario_kernels.ranks import Ranks
 from semivario_kernels.robust_estimators import chi2_median, effective_dimensions
+from semivario_kernels.semivariance import _fingerprint
 from semivario_kernels.sorted_places import sorted_places
 
 
@@ -259,12 +262,35 @@ def test_edges():
     for make, message in (
         (lambda: log_edges_km(0, 10, 4), "first_km: .*got 0"),
         (lambda: log_edges_km(10, 10, 4), "last_km: .*got 10"),
-        (lambda: log_edges_km(1, 10, 1), "bins: wanted at least 2, got 1"),
+        (lambda: log_edges_km(1, 10, 1), "bins: wanted a whole number of 2 or more, got 1"),
         (lambda: even_edges_km(-1, 4), "last_km: .*got -1"),
-        (lambda: even_edges_km(1, 0), "bins: wanted at least 1, got 0"),
+        (lambda: even_edges_km(1, 0), "bins: wanted a whole number of 1 or more, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_numbers_of_numpy_and_of_other_machines_are_taken():
+    v, latlon = np.eye(3).astype(">f8"), np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]], dtype=">f4")
+    found = binned_semivariance(v, latlon, edges_km=(0, 150, 300), max_pairs=2, seed=np.int64(3))
+    assert found.counts.sum() <= 3
+    assert found.seed == 3
+    with pytest.raises(ValueError, match="embeddings: wanted numbers, got a NumPy array of dtype"):
+        binned_semivariance(np.eye(3, dtype=np.longdouble), latlon, edges_km=(0, 150, 300))
+
+
+def test_a_gradient_is_not_asked_for():
+    v, latlon = torch.eye(3).requires_grad_(), torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    found = binned_semivariance(v, latlon.requires_grad_(), edges_km=[0, 150, 300])
+    assert found.counts.tolist() == [2, 1]
+    assert not cosine_dissimilarity(v).requires_grad
+    assert not pairwise_haversine(latlon).requires_grad
+
+
+def test_checkpoints_know_places_beyond_the_whole_numbers_of_float32():
+    rows = 2**24 + 4
+    of = [_fingerprint(torch.full((1, 3), value).expand(rows, 3)) for value in (0.0, 0.0, 1.0)]
+    assert of[0] == of[1] != of[2]
 
 
 V, PLACES = torch.eye(3), torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
@@ -290,6 +316,9 @@ V, PLACES = torch.eye(3), torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
         ({"other": torch.ones(3, 2), "other_latlon": PLACES}, r"other: wanted shape \(n, 3\), got \(3, 2\)"),
         ({"estimator": "genton"}, "estimator: wanted one of matheron, .* got 'genton'"),
         ({"max_pairs": 0}, "max_pairs: .*got 0"),
+        ({"seed": -1}, "seed: wanted a whole number of 0 or more, got -1"),
+        ({"seed": 0.5}, "seed: wanted a whole number of 0 or more, got 0.5"),
+        ({"edges_km": [[0.0], [1.0, 2.0]]}, "edges_km: wanted numbers, got"),
         ({"max_lag_km": 1.0}, "max_lag_km: .*got 1.0"),
     ],
 )

@@ -77,6 +77,15 @@ def test_bad_features_are_refused(x, y, message):
         topk_gallery(x, y, 1)
 
 
+def test_autocast_changes_nothing(features):
+    k = np.int64(3)  # a whole number, too
+    wanted = topk_gallery(*features, k)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = topk_gallery(*features, k)
+    assert torch.equal(got[0], wanted[0])
+    assert torch.equal(got[1], wanted[1])
+
+
 @pytest.mark.parametrize("k", [0, 302, 1.5])
 def test_bad_k_is_refused(features, k):
     with pytest.raises(ValueError, match=rf"k: wanted a whole number in 1 … 301, got {k}"):

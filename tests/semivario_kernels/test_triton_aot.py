@@ -1,5 +1,6 @@
 """The shipped Triton kernels compiled for sm_80, sm_90 and sm_100, and the checks of what comes out of it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,13 +9,16 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
+
+from triton.backends.amd.compiler import HIPOptions
 
 from benchmarks.aot.addresses import narrow_offsets
 from benchmarks.aot.budget import newest_table
 from benchmarks.aot.covering import covering
-from semivario_kernels.backends.triton import configurations
+from semivario_kernels.backends.triton import binned, configurations, topk
 from semivario_kernels.policy import POLICY_KINDS
 from semivario_kernels.variogram import KINDS
 
@@ -158,6 +162,22 @@ def test_the_configurations_state_what_ptxas_reports():
     ):
         words = ptxas_says(rows, kernel, blocks, (80, 90, 100)).replace("# ", f"# {kernel}: ")
         assert words in lines, f"wanted: {words}"
+
+
+def test_amds_compiler_knows_the_options(monkeypatch):
+    """No AMD GPU has run them; there, Triton refuses an option that it does not know."""
+    known = {field.name for field in dataclasses.fields(HIPOptions)}
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    options = [
+        topk.options_of(16),
+        binned.options_of(64),
+        *(configurations.STRIP_BLOCKS.forward_options(c, "explained", 4) for c in (80, 90, 100)),
+        *(blocks.options for table in configurations.FUSED_BLOCKS.values() for blocks in table.values()),
+    ]
+    for some in options:
+        assert some.keys() <= known
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert topk.options_of(16)["maxnreg"] == 128
 
 
 def test_low_precision_products_use_wgmma_on_sm_90(compiled):

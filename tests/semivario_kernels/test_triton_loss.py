@@ -199,6 +199,17 @@ def test_only_the_gradients_asked_for(way):
         assert torch.equal(torch.autograd.grad(loss, leaf, upstream)[0], gradient)
 
 
+def test_float16_without_an_upstream_gradient():
+    """All of a masked loss's gradients are 0, whatever its numbers are multiplied by against underflow."""
+    p, options = {k: t.half() for k, t in wide_problem().items() if k in LEAVES}, {"workspace_mb": 1}
+    leaves = [p[name].requires_grad_() for name in ("x", "y")]
+    losses = semivariogram_info_nce(
+        *leaves, None, None, 4.0, policy=NegativePolicy.none(), backend="triton", reduction="none", **options
+    )
+    for gradient in torch.autograd.grad(losses, leaves, torch.zeros_like(losses)):
+        assert (gradient == 0).all()
+
+
 @pytest.mark.parametrize("way", ["passes", "fused"])
 def test_bad_values_give_nan(way, monkeypatch):
     monkeypatch.setattr("semivario_kernels.problem.is_checked", lambda tensor: False)

@@ -70,6 +70,11 @@ def test_nested_model_is_the_sum_of_its_structures():
     )
 
 
+@pytest.mark.parametrize("kind", GSTOOLS)
+def test_the_sill_at_infinity(kind):
+    assert model_of(kind, "arc")(math.inf) == pytest.approx(model_of(kind, "arc").sill, rel=1e-12)
+
+
 def test_nugget_at_distance_zero():
     model = model_of("stable", "arc")
     assert model(0.0) == 0.07

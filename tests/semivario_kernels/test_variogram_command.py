@@ -219,7 +219,7 @@ def test_warnings_take_one_line_each(files, capsys):
         (["--edges", "wide"], "--edges: wanted log, even, quantile or rising numbers .*, got 'wide'"),
         (["--edges", "0,5,5"], "edges_km: wanted finite edges in km, rising from 0 or above"),
         (["--edges", "5"], "edges_km: wanted shape"),
-        (["--bins", "1"], "bins: wanted at least 2, got 1"),
+        (["--bins", "1"], "bins: wanted a whole number of 2 or more, got 1"),
         (["--first-km", "-1"], "first_km: wanted a finite number"),
         (["--last-km", "0.5"], "last_km: wanted a finite number"),
         (["--max-lag-km", "nan"], "km: wanted a finite number"),

@@ -89,7 +89,9 @@ def driver(problem: InfoNCEProblem, workspace_mb: int | None) -> TileDriver:
     from semivario_kernels.backends.triton.strip_epilogue import TritonTileDriver
 
     return (
-        FusedDriver(problem, workspace_mb) if fuses(workspace_mb) else TritonTileDriver(problem, workspace_mb)
+        FusedDriver(problem, workspace_mb)
+        if fuses(workspace_mb) and (problem.v is None or problem.v.dtype != torch.float64)
+        else TritonTileDriver(problem, workspace_mb)
     )
 
 

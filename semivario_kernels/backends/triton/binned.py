@@ -11,6 +11,7 @@ import triton
 from semivario_kernels.backends.binned_products import BlockProducts, TorchProducts
 from semivario_kernels.backends.binned_walk import Side
 from semivario_kernels.backends.triton.binned_kernel import D_UNITS, KM_UNITS, bin_tile
+from semivario_kernels.backends.triton.configurations import at_most_registers
 from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.products import product_into
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
@@ -26,7 +27,7 @@ MOST_PAIRS = 2**26
 
 def options_of(side: int) -> dict[str, int | bool]:
     """Launch options of `bin_tile`; at 64 × 64, 4 warps would spill 1,400 bytes."""
-    return {"num_warps": 8 if side > ROBUST_SIDE else 4, "maxnreg": 255, "enable_fp_fusion": True}
+    return {"num_warps": 8 if side > ROBUST_SIDE else 4, **at_most_registers(255), "enable_fp_fusion": True}
 
 
 class TritonProducts(TorchProducts):

@@ -23,6 +23,11 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def at_most_registers(number: int) -> dict[str, Any]:
+    """Triton's option for the registers of a thread, which AMD's compiler does not know."""
+    return {} if torch.version.hip else {"maxnreg": number}
+
+
 @dataclass(frozen=True)
 class StripBlocks:
     """Blocks of the elementwise kernels between the matrix products, the same on every architecture.
@@ -64,7 +69,7 @@ class StripBlocks:
         "explained" with the dissimilarity's product in float32.
         """
         stops = capability >= 100 or (capability >= 90 and policy == "explained" and bytes_of_vu == 4)
-        return {**self.options, "maxnreg": 168} if stops else self.options
+        return {**self.options, **at_most_registers(168)} if stops else self.options
 
 
 # strip_forward: sm_80 219 registers 4 KiB, sm_90 193 registers 2 KiB, sm_100 167 registers 2 KiB
@@ -98,7 +103,7 @@ class FusedBlocks:
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
-            "maxnreg": min(255, 65536 // (32 * self.num_warps)),
+            **at_most_registers(min(255, 65536 // (32 * self.num_warps))),
             "enable_fp_fusion": True,
         }
 

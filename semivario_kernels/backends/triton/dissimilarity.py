@@ -28,7 +28,7 @@ def cosine_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
     if x.dtype == torch.float64:
         return tiled_matrices.cosine_dissimilarity(x, y)
     n, m = len(x), len(y)
-    out = product_into(torch.empty(n, m, device=x.device), x, y)
+    out = product_into(torch.empty(n, m, dtype=torch.float32, device=x.device), x, y)
     x_norms, y_norms = (
         torch.linalg.vector_norm(side, dim=1, dtype=torch.float32).clamp_(min=SMALLEST_NORM)
         for side in (x, y)

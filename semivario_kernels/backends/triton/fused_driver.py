@@ -204,7 +204,7 @@ class FusedDriver(TritonTileDriver):
         n, m = len(own), len(other)
         own_blocks = triton.cdiv(n, blocks.own)
         splits, share = self._splits(own_blocks, m, blocks.other, 65535)
-        slots = torch.empty(splits, STATISTICS, n, device=own.features.device)
+        slots = torch.empty(splits, STATISTICS, n, dtype=torch.float32, device=own.features.device)
         fused_kernels.fused_statistics[(own_blocks, splits)](
             *self._pair_arguments(own, other),
             slots,
@@ -266,10 +266,14 @@ class FusedDriver(TritonTileDriver):
         splits, share = self._splits(own_blocks * chunks, m, blocks.other, most)
         scale = self.prepared.scale if gain is None else self.prepared.scale / gain
         gradient = torch.empty(n, dims, dtype=self.prepared.gradient_dtype, device=device)
-        sums = gradient[None] if splits == 1 else torch.empty(splits, n, dims, device=device)
+        sums = (
+            gradient[None]
+            if splits == 1
+            else torch.empty(splits, n, dims, dtype=torch.float32, device=device)
+        )
         # longer numbers than the features' are projected in place afterwards: in the kernel they would spill
         direct = splits == 1 and gradient.dtype == own.features.dtype
-        along = torch.empty(splits, n, device=device)
+        along = torch.empty(splits, n, dtype=torch.float32, device=device)
         fused_kernels.fused_gradient[(own_blocks, splits, chunks)](
             *self._pair_arguments(own, other),
             *_vectors(own_side),

@@ -23,7 +23,7 @@ def pairwise_haversine(p: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype != torch.float32:
         return tiled_matrices.pairwise_haversine(p, q, dtype)
     n, m = len(p), len(q)
-    out = torch.empty(n, m, device=p.device)
+    out = torch.empty(n, m, dtype=torch.float32, device=p.device)
     p_axes, q_axes = (side.T.float().contiguous() for side in (p, q))
     blocks = triton.cdiv(m, COLUMNS) * triton.cdiv(n, ROWS)
     with launching_on(out):

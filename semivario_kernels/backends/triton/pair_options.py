@@ -99,7 +99,7 @@ def pair_parameters(
     for _, psill, len_scale_km, alpha in structures:
         share = psill / total if total > 0 else 1 / len(structures)
         numbers += [share, 1 / len_scale_km, alpha]
-    parameters = torch.zeros(max(len(numbers), LEAST_NUMBERS), device=device)
+    parameters = torch.zeros(max(len(numbers), LEAST_NUMBERS), dtype=torch.float32, device=device)
     torch._foreach_add_(list(parameters.unbind()[: len(numbers)]), numbers)
     return parameters
 

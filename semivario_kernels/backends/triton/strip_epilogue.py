@@ -43,7 +43,7 @@ class TritonEpilogue:
         self._parameters = pair_parameters(problem.policy, problem.variogram, device)
         self._smoothing = problem.label_smoothing > 0
         self._q = padded_columns(prepared.q)
-        self._slots = torch.empty(0, device=device)
+        self._slots = torch.empty(0, dtype=torch.float32, device=device)
         self._next_slot = 0
 
     def forward(
@@ -105,7 +105,7 @@ class TritonEpilogue:
         blocks = STRIP_BLOCKS
         n, m = logits.shape
         splits = triton.cdiv(n, blocks.rows * blocks.steps)
-        slots = torch.empty(splits, STATISTICS, m, device=logits.device)
+        slots = torch.empty(splits, STATISTICS, m, dtype=torch.float32, device=logits.device)
         strip_kernels.column_sums[(triton.cdiv(m, blocks.columns), splits)](
             logits,
             logits.stride(0),
@@ -159,7 +159,9 @@ class TritonEpilogue:
 
     def _take_slots(self, slots: int, rows: int) -> None:
         if self._slots.ndim != 3 or self._slots.shape[0] < slots or self._slots.shape[2] < rows:
-            self._slots = torch.empty(slots, STATISTICS, rows, device=self._parameters.device)
+            self._slots = torch.empty(
+                slots, STATISTICS, rows, dtype=torch.float32, device=self._parameters.device
+            )
 
     def _merge(self, slots: Tensor, count: int, statistics: Tensor, *, accumulate: bool) -> None:
         length = statistics.shape[1]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 import triton
 
+from semivario_kernels.backends.triton.configurations import at_most_registers
 from semivario_kernels.backends.triton.device import launching_on
 from semivario_kernels.backends.triton.products import product_into
 from semivario_kernels.backends.triton.shipped import CAPABILITIES, ShippedKernel
@@ -35,7 +36,7 @@ LOWER = 2**31 - 1
 
 def options_of(kept: int) -> dict[str, int | bool]:
     """Launch options of `keep_best`; left to itself, ptxas takes 56 registers at K = 16 and spills."""
-    return {"num_warps": WARPS[kept], "maxnreg": 128, "enable_fp_fusion": True}
+    return {"num_warps": WARPS[kept], **at_most_registers(128), "enable_fp_fusion": True}
 
 
 def topk_gallery(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def _by_keys(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     kept = next(size for size in WARPS if size >= k)
     width = min(m, max(BLOCK, PAIRS // n))
     parts = min(triton.cdiv(PROGRAMS, n), triton.cdiv(width, 4 * BLOCK))
-    buffer = torch.empty(n * width, device=x.device)
+    buffer = torch.empty(n * width, dtype=torch.float32, device=x.device)
     best = torch.full((n, parts, kept), EMPTY, dtype=torch.int64, device=x.device)
     for start in range(0, m, width):
         columns = min(width, m - start)

@@ -1,6 +1,8 @@
-"""torch.set_default_device: what is made on the side stays beside the tensors that came in."""
+"""torch.set_default_device and set_default_dtype: what is made on the side is as the tensors that came in."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -22,7 +24,25 @@ from semivario_kernels import (
 )
 
 BACKENDS = available_backends()
-META = torch.device("meta")  # as "cuda" would be, where there is no GPU
+ALL = sorted(
+    {*BACKENDS, "triton"} if find_spec("triton") else BACKENDS
+)  # in the interpreter, where it is quick
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.fixture(params=["device", torch.float64, torch.bfloat16], ids=str)
+def another_default(request):
+    """Of the device "meta", as "cuda" would be where there is no GPU; or of the dtype."""
+    return torch.device("meta") if request.param == "device" else default_dtype(request.param)
 
 
 def loss_and_gradients(p, **options):
@@ -35,12 +55,12 @@ def loss_and_gradients(p, **options):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_loss(backend, reduction, symmetric):
+@pytest.mark.parametrize("backend", ALL)
+def test_loss(backend, reduction, symmetric, another_default):
     p = {k: t.detach() if "latlon" in k else t.detach().float() for k, t in problem(m=11).items()}
     options = {"backend": backend, "reduction": reduction, "symmetric": symmetric}
     wanted = loss_and_gradients(p, **options)
-    with META:
+    with another_default:
         got = loss_and_gradients(p, **options)
     for ours, right in zip(got, wanted, strict=True):
         assert torch.equal(ours, right)
@@ -57,7 +77,7 @@ def test_loss(backend, reduction, symmetric):
 )
 @pytest.mark.parametrize("two_sets", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_binned_semivariance(backend, two_sets, options, tmp_path):
+def test_binned_semivariance(backend, two_sets, options, tmp_path, another_default):
     latlon = random_latlon(700, seed=3)
     v = torch.randn(700, 9, generator=torch.Generator().manual_seed(1))
     sides = (v[:300], latlon[:300]) if two_sets else (v, latlon)
@@ -70,34 +90,35 @@ def test_binned_semivariance(backend, two_sets, options, tmp_path):
         )
 
     wanted = measured()
-    with META:
+    with another_default:
         got = measured()
     np.testing.assert_array_equal(got.counts, wanted.counts)
     np.testing.assert_array_equal(got.gamma, wanted.gamma)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_other_operators(backend):
+@pytest.mark.parametrize("backend", ALL)
+def test_the_other_operators(backend, another_default):
     latlon = random_latlon(60, seed=3)
     v = torch.randn(60, 9, generator=torch.Generator().manual_seed(1))
+    queries = v[: 2 if backend == "triton" else 20]  # the interpreter is slow
 
     def results():
         return (
-            *topk_gallery(v[:20], v, 3, backend=backend),
-            *topk_gallery(v[:20].bfloat16(), v.bfloat16(), 3, backend=backend),
+            *topk_gallery(queries, v, 3, backend=backend),
+            *topk_gallery(queries.bfloat16(), v.bfloat16(), 3, backend=backend),
             cosine_dissimilarity(v, backend=backend),
             pairwise_haversine(latlon, latlon, backend=backend),
             torch.from_numpy(quantile_edges_km(latlon, 5)),
         )
 
     wanted = results()
-    with META:
+    with another_default:
         got = results()
     for ours, right in zip(got, wanted, strict=True):
         assert torch.equal(ours, right)
 
 
-def test_fit():
+def test_fit(another_default):
     latlon = random_latlon(700, seed=3)
     v = torch.randn(700, 9, generator=torch.Generator().manual_seed(1)) + torch.sin(latlon[:, :1] / 20)
     edges = even_edges_km(9000.0, 20)
@@ -106,6 +127,6 @@ def test_fit():
         return fit_variogram(binned_semivariance(v, latlon, edges_km=edges), metric="chord")
 
     wanted = fitted()
-    with META:
+    with another_default:
         got = fitted()
     assert str(got) == str(wanted)
