@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from geoclip.coordinates import check_latlon
 from geoclip.embedding_store import EmbeddingStore, EmbeddingWriter
 from geoclip.image_encoder import ImageEncoder, read_image
 from geoclip.photos import PhotoList
@@ -180,7 +181,8 @@ def _not_done(photos: PhotoList, done: EmbeddingStore) -> np.ndarray:
         stranger = done.ids.filter(pc.is_null(position))[0].as_py()
         raise ValueError(f"{done.path} holds other photos, {stranger!r} for one: choose another folder")
     rows = position.to_numpy()
-    moved = (photos.latlon[rows] != done.latlon).any(axis=1)
+    # a list made by hand may count longitudes up to 360°
+    moved = (check_latlon(photos.latlon, "photos")[rows] != done.latlon).any(axis=1)
     if moved.any():
         where = photos.ids[rows[np.argmax(moved)]].as_py()
         raise ValueError(f"{done.path} has another position for {where!r}: choose another folder")

@@ -233,8 +233,7 @@ class EmbeddingStore:
             raise ValueError(f"{file} is damaged: {error}") from error
         if len(latlon) != rows:
             raise ValueError(f"{file} holds {len(latlon)} rows, though meta.json says {rows}")
-        check_latlon(latlon, str(file))
-        return latlon
+        return check_latlon(latlon, str(file))
 
 
 class EmbeddingWriter:
@@ -347,7 +346,7 @@ class EmbeddingWriter:
         count, dim, others = len(ids), self._meta["dim"], self._meta["views"]
         if latlon.shape != (count, 2):
             raise ValueError(f"latlon has shape {latlon.shape}, wanted {(count, 2)}")
-        check_latlon(latlon, "latlon")
+        latlon = check_latlon(latlon, "latlon")
         if (views is None) != (others == 0):
             raise ValueError(
                 f"views: wanted {others} of each photo, got {'none' if views is None else 'some'}"

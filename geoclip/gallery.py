@@ -97,7 +97,7 @@ class Gallery:
         cache: Path | None = None,
         progress: bool = False,
     ) -> None:
-        check_latlon(latlon, "gallery")
+        latlon = check_latlon(latlon, "gallery")
         if not len(latlon):
             raise ValueError("gallery: wanted at least one place, got none")
         if logit_scale is None:

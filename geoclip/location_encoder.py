@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from geoclip import release
+from geoclip.coordinates import wrap_longitude
 from geoclip.upstream import fetch_upstream
 
 
@@ -21,7 +22,9 @@ def equal_earth(latlon: Tensor) -> Tensor:
 
     The unit is radians · 66.50336 / 180, which puts both axes within [-1, 1].
     """
-    latitude, longitude = torch.deg2rad(latlon).unbind(1)
+    # 350° is 10° west: the plane has an edge, and beyond it the network knows no place
+    degrees = torch.stack((latlon[:, 0], wrap_longitude(latlon[:, 1])), dim=1)
+    latitude, longitude = torch.deg2rad(degrees).unbind(1)
     a1, a2, a3, a4 = 1.340264, -0.081106, 0.000893, 0.003796
     # The root as a tensor, the order of the operations and the integer powers are those of the trained model.
     root3 = torch.tensor(3.0, dtype=latlon.dtype, device=latlon.device).sqrt()

@@ -125,7 +125,7 @@ class GeoCLIP(nn.Module):
             pretrained_model_name_or_path, release.MODEL, **download_options
         )
         gallery = read_gallery(release.gallery_path(path, config))
-        check_latlon(gallery.numpy(), str(path / config["gallery_file"]))
+        gallery = torch.from_numpy(check_latlon(gallery.numpy(), str(path / config["gallery_file"])))
         try:
             location = {
                 name.removeprefix("location_encoder."): tensor

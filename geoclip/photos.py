@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ class PhotoList:
 
 
 def check_photos(photos: PhotoList, source: str) -> PhotoList:
-    """Hands a list on that can be worked with.
+    """Hands a list on that can be worked with, its longitudes within ±180.
 
     Args:
         photos: the list.
@@ -61,7 +61,7 @@ def check_photos(photos: PhotoList, source: str) -> PhotoList:
     if not len(photos):
         raise ValueError(f"{source} has no rows")
     check_filled(photos.ids, "id", source)
-    check_latlon(photos.latlon, source)
+    photos = replace(photos, latlon=check_latlon(photos.latlon, source))
     if not _distinct(photos.ids):
         counts = pc.value_counts(photos.ids)
         first = counts.filter(pc.greater(counts.field("counts"), 1))[0].as_py()

@@ -46,7 +46,7 @@ def read_places(source: str) -> LatLon:
         latlon = _read_csv(path)
     else:
         raise ValueError(f"{path}: wanted 'upstream', an embedding store, a .npy or a .csv")
-    check_latlon(latlon, str(path))
+    latlon = check_latlon(latlon, str(path))
     if not len(latlon):
         raise ValueError(f"{path}: wanted at least one place, got none")
     return latlon

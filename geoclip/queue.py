@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from geoclip.coordinates import wrap_longitude
 from geoclip.fixed_precision import FixedPrecisionBuffers
 from semivario_kernels import EARTH_RADIUS_KM
 
@@ -34,7 +35,7 @@ def jitter(latlon: torch.Tensor, metres: float, generator: torch.Generator | Non
     if not 0 <= metres < float("inf"):
         raise ValueError(f"metres: wanted a number of at least 0, got {metres}")
     if metres == 0:
-        return latlon
+        return torch.stack((latlon[:, 0], wrap_longitude(latlon[:, 1])), dim=1)
     noise = torch.randn(latlon.shape, dtype=torch.float64, generator=generator).to(latlon.device)
     noise *= metres / 1000 / EARTH_RADIUS_KM  # radians of great-circle arc, to the north and to the east
     latitude, longitude = torch.deg2rad(latlon.double()).unbind(dim=1)

@@ -4,6 +4,8 @@ import pickle
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -69,6 +71,17 @@ def test_torch_tensors_and_integer_ids_are_taken(tmp_path):
     store = EmbeddingStore.open(tmp_path / "store")
     assert store.ids.to_pylist() == ["7", "8"]
     np.testing.assert_array_equal(store.latlon, [[1, 2], [3, 4]])
+
+
+def test_longitudes_up_to_360_are_read_within_180(tmp_path):
+    with EmbeddingWriter(tmp_path / "store", 2) as writer:
+        writer.append(["a", "b"], [[10.0, 350.0], [20.0, -190.0]], np.ones((2, 2)))
+    file = tmp_path / "store" / "shard-00000.parquet"
+    assert pq.read_table(file)["longitude"].to_pylist() == [-10, 170]
+    # a store of an earlier version
+    east = pa.table({"id": ["a", "b"], "latitude": [10.0, 20.0], "longitude": [350.0, -190.0]})
+    pq.write_table(east, file)
+    np.testing.assert_array_equal(EmbeddingStore.open(file.parent).latlon, [[10, -10], [20, 170]])
 
 
 class Killed(BaseException):

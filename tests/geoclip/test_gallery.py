@@ -145,3 +145,19 @@ def test_bad_galleries_are_refused(model):
     broken.location_encoder.LocEnc0.head[0].bias.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="model: its features of the gallery's places are NaN"):
         Gallery(broken, random_latlon(3))
+
+
+def test_places_counted_up_to_360_are_answered_within_180(model):
+    places, embeddings = random_latlon(60), torch.randn(7, 16)
+    east = np.column_stack([places[:, 0], places[:, 1] % 360])
+    assert (east[:, 1] > 180).any()
+    located, expected = (Gallery(model, latlon).locate(embeddings, k=3) for latlon in (east, places))
+    np.testing.assert_allclose(located.latlon, expected.latlon, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(located.probability, expected.probability, rtol=1e-4)
+
+
+def test_ranks_of_a_gallery_stored_by_columns(model):
+    places, embeddings = random_latlon(30), torch.randn(5, 16)
+    rows = np.array([3, 1, 4, 1, 5])
+    ranks = Gallery(model, np.asfortranarray(places)).rank(embeddings, rows)
+    np.testing.assert_array_equal(ranks, Gallery(model, places).rank(embeddings, rows))

@@ -155,3 +155,11 @@ def test_no_positions_give_no_features():
 def test_bad_sizes_are_refused(arguments):
     with pytest.raises(ValueError, match="wanted"):
         LocationEncoder(**{"sigma": [1], "from_pretrained": False, **arguments})
+
+
+def test_longitudes_up_to_360_are_those_within_180():
+    torch.manual_seed(0)
+    student = LocationEncoder([1, 16], False, width=16, encoded_size=8, output_dim=4)
+    latlon = torch.tensor([[10.0, -10.0], [48.0, -179.5], [-60.0, 170.0], [5.0, 0.0]])
+    turned = latlon + torch.tensor([0.0, 1.0]) * torch.tensor([360.0, 360.0, -360.0, 360.0])[:, None]
+    assert torch.equal(student(turned), student(latlon))

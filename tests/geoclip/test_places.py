@@ -37,3 +37,12 @@ def test_places_from_elsewhere_are_refused(tmp_path):
     (tmp_path / "half.csv").write_text("lat,lon\n1,\n")
     with pytest.raises(ValueError, match=r"half\.csv.*row 1"):
         read_places(str(tmp_path / "half.csv"))
+
+
+def test_places_come_within_180_and_one_after_the_other(tmp_path):
+    np.save(tmp_path / "places.npy", np.array([[10.0, 20.0, -5.0], [350.0, -190.0, 7.0]]).T)
+    (tmp_path / "places.csv").write_text("lat,lon\n10,350\n20,-190\n-5,7\n")
+    for name in ("places.npy", "places.csv"):
+        places = read_places(str(tmp_path / name))
+        np.testing.assert_array_equal(places, [[10, -10], [20, 170], [-5, 7]])
+        assert places.flags.c_contiguous

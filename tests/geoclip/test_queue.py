@@ -44,6 +44,13 @@ def test_noise_across_the_date_line_is_wrapped():
     assert great_circle_km(here, moved).max() < 6
 
 
+@pytest.mark.parametrize("metres", [0.0, 1e-3])
+def test_longitudes_come_back_within_180(metres):
+    here = torch.tensor([[10.0, 350.0], [20.0, -190.0], [30.0, 40.0]], dtype=torch.float64)
+    moved = jitter(here, metres, generator())
+    np.testing.assert_allclose(moved[:, 1], [-10, 170, 40], rtol=0, atol=1e-6)
+
+
 def test_noise_is_seeded_and_leaves_its_input_alone():
     here = torch.rand(50, 2, dtype=torch.float64) * 80
     kept = here.clone()

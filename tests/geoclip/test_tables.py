@@ -26,6 +26,11 @@ def test_a_rendered_csv(tmp_path):
     np.testing.assert_array_equal(photos.latlon, random_latlon(12))
 
 
+def test_longitudes_up_to_360_come_within_180(tmp_path):
+    text = "path,latitude,longitude\na.jpg,12.5,350\nb.jpg,-3,7.25\n"
+    np.testing.assert_array_equal(read_photos(table(tmp_path, text)).latlon, [[12.5, -10], [-3, 7.25]])
+
+
 def test_the_rendered_picture_depends_smoothly_on_the_place():
     places = random_latlon(40, seed=5)
     here = np.stack([render(place) for place in places]).astype(float)
