@@ -46,13 +46,22 @@ def _exif_latlon(file: Path) -> tuple[float, float]:
             gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
         latitude, longitude = (
             sum(float(part) / 60**i for i, part in enumerate(gps[value]))
-            * (-1 if str(gps[reference]).strip("\0 ").upper() in ("S", "W") else 1)
-            for value, reference in (
-                (ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLatitudeRef),
-                (ExifTags.GPS.GPSLongitude, ExifTags.GPS.GPSLongitudeRef),
+            * _sign(gps[reference], *hemispheres)
+            for value, reference, hemispheres in (
+                (ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLatitudeRef, "NS"),
+                (ExifTags.GPS.GPSLongitude, ExifTags.GPS.GPSLongitudeRef, "EW"),
             )
         )
         check_latlon(np.array([[latitude, longitude]]), str(file))
     except Exception:  # a damaged EXIF block raises anything, from struct.error to ZeroDivisionError
         return float("nan"), float("nan")
     return latitude, longitude
+
+
+def _sign(reference: str | bytes, positive: str, negative: str) -> int:
+    # some cameras write the letter as bytes instead of text
+    text = reference.decode("ascii") if isinstance(reference, bytes) else reference
+    letter = text.rstrip("\0 ").upper()
+    if letter not in (positive, negative):
+        raise ValueError(f"hemisphere: wanted {positive} or {negative}, got {reference!r}")
+    return 1 if letter == positive else -1

@@ -1,3 +1,4 @@
+import struct
 import time
 
 import numpy as np
@@ -66,6 +67,37 @@ def test_jpegs_without_a_position_are_left_out_with_a_warning(tmp_path):
     ):
         photos = read_photos(tmp_path)
     assert photos.ids.to_pylist() == ["00000.jpg", "00001.jpg", "00002.jpg"]
+
+
+def with_references(latitude, longitude, kind=2):
+    """EXIF of 33° 51' and 70° 30' with these hemispheres, their tags written as of another kind."""
+    exif = gps_exif(33.85, 70.5)
+    gps = exif.get_ifd(0x8825)
+    gps[1], gps[3] = latitude, longitude
+    raw = exif.tobytes()
+    order = "<" if raw[6:8] == b"II" else ">"
+    for tag in (1, 3):
+        ascii_tag, other = (struct.pack(order + "HH", tag, k) for k in (2, kind))
+        assert raw.count(ascii_tag) == 1
+        raw = raw.replace(ascii_tag, other)
+    return raw
+
+
+def test_hemispheres_are_read_from_text_and_from_bytes(tmp_path):
+    picture = Image.new("RGB", (8, 8))
+    for name, kind in (("ascii", 2), ("byte", 1), ("undefined", 7)):
+        picture.save(tmp_path / f"{name}.jpg", exif=with_references("S", "W", kind))
+    picture.save(tmp_path / "lower.jpg", exif=with_references("s ", "w"))
+    photos = read_photos(tmp_path)
+    assert len(photos) == 4
+    np.testing.assert_allclose(photos.latlon, [[-33.85, -70.5]] * 4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("latitude", "longitude"), [("South", "W"), ("", "W"), ("E", "W"), ("S", "S")])
+def test_a_hemisphere_that_is_none_is_no_position(tmp_path, latitude, longitude):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=with_references(latitude, longitude))
+    with pytest.raises(ValueError, match=r"1 of 1 JPEGs, .* no readable GPS position"):
+        read_photos(tmp_path)
 
 
 def test_folders_without_photos(tmp_path):
