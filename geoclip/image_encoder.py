@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from semivario_kernels.extras import install_command
@@ -23,12 +23,24 @@ from semivario_kernels.extras import install_command
 MAX_PIXELS = 128_000_000
 # Scaling the short side of a strip up to the backbone's input would make the long side huge.
 MAX_ASPECT = 100
+# EXIF orientation to what undoes it
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(
     source: str | os.PathLike[str] | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Read a photo the way a person sees it: EXIF orientation applied, RGB, the first frame, 8 bits.
+
+    What is transparent shows white.
 
     Args:
         source: A path, or the bytes of an image file.
@@ -61,7 +73,7 @@ def read_image(
                     raise ValueError(
                         f"{width:,} × {height:,} pixels: a strip, wanted sides within 1:{MAX_ASPECT}"
                     )
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(_upright(image))
     except UnidentifiedImageError:  # its own message shows the file object
         raise ValueError(f"{name}: not a readable image: no format that is known") from None
     # What Pillow raises depends on the format and on the damage: OSError, SyntaxError, struct.error, ...
@@ -69,10 +81,23 @@ def read_image(
         raise ValueError(f"{name}: not a readable image: {error}") from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # a PNG's EXIF may follow its pixels
+    try:
+        # ImageOps.exif_transpose also writes the other tags anew, and fails where one of them is damaged
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged block raises anything; the pixels are good
+        method = None
+    return image if method is None else image.transpose(method)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion makes everything above 255 white
         eight_bits = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)
         return Image.fromarray(eight_bits).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 

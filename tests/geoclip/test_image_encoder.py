@@ -9,7 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from geoclip.image_encoder import ImageEncoder, read_image
 
@@ -291,6 +291,58 @@ def test_read_image_applies_the_exif_orientation(tmp_path):
     assert seen.size == (40, 48)
     assert min(seen.getpixel((5, 24))) > 240
     assert max(seen.getpixel((35, 24))) < 15
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_that_of_pillow(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    photo().save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+        assert (expected.shape[:2] == (40, 48)) == (orientation not in (5, 6, 7, 8))
+    np.testing.assert_array_equal(np.asarray(read_image(path)), expected)
+
+
+def test_a_photo_with_exif_that_cannot_be_written_again_is_read_and_turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0
+    raw = exif.tobytes()
+    order = "<" if raw[6:8] == b"II" else ">"
+    resolution, as_text = (struct.pack(order + "HH", 0x011A, kind) for kind in (5, 2))
+    assert raw.count(resolution) == 1
+    content = jpeg(photo(), exif=raw.replace(resolution, as_text))
+    with Image.open(io.BytesIO(content)) as image, pytest.raises(TypeError):
+        ImageOps.exif_transpose(image)
+    assert read_image(content).size == (40, 48)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_what_is_transparent_shows_white(mode):
+    """The left half is transparent over black, the right half opaque grey."""
+    file = io.BytesIO()
+    if mode in ("RGBA", "LA"):
+        pixels = Image.new("RGBA", (8, 4), (0, 0, 0, 0))
+        pixels.paste((102, 102, 102, 255), (4, 0, 8, 4))
+        pixels.convert(mode).save(file, "PNG")
+    else:
+        pixels = Image.new("RGB", (8, 4), (0, 0, 0))
+        pixels.paste((102, 102, 102), (4, 0, 8, 4))
+        pixels = pixels.convert(mode)
+        pixels.save(file, "PNG", transparency=pixels.getpixel((0, 0)))
+    seen = np.asarray(read_image(file.getvalue()))
+    assert (seen[:, :4] == 255).all()
+    assert (seen[:, 4:] == 102).all()
+
+
+def test_what_is_half_transparent_is_mixed_with_white():
+    file = io.BytesIO()
+    Image.new("RGBA", (4, 4), (200, 0, 0, 128)).save(file, "PNG")
+    seen = np.asarray(read_image(file.getvalue())).astype(int)
+    assert np.abs(seen - (227, 127, 127)).max() <= 1
 
 
 def test_broken_images_raise_a_value_error_that_names_the_file(tmp_path):
