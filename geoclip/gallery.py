@@ -31,13 +31,17 @@ _RADIUS_BINS = 4096  # per level: two levels resolve 0.8 m of chord
 class MapCells:
     """The cells of a latitude-longitude grid that hold places of a gallery.
 
+    The grid starts at the South Pole and the date line; where the side does not divide the map, its last row
+    and column are cut off at the map's edge.
+
     Args:
         latlon: (M, 2) latitude and longitude in degrees.
         degrees: side of a cell.
 
     Attributes:
         degrees: side of a cell.
-        centers: (C, 2) latitude and longitude of the cells' middles, in degrees.
+        edges: (C, 4) west, south, east and north of the cells, in degrees.
+        centers: (C, 2) latitude and longitude of their middles.
         cell: (M,) int64 cell of each place.
 
     Raises:
@@ -49,9 +53,15 @@ class MapCells:
             raise ValueError(f"degrees: wanted a cell's side between 0.01 and 90 degrees, got {degrees}")
         self.degrees = degrees
         longitude = (latlon[:, 1] + 180) % 360
-        corner = np.floor(np.column_stack([latlon[:, 0] + 90, longitude]) / degrees)
+        size = np.array([180.0, 360.0])
+        # 180/0.1 need not come out whole
+        last = np.ceil(size / degrees - 1e-9) - 1
+        # the North Pole itself is in the last row
+        corner = np.minimum(np.floor(np.column_stack([latlon[:, 0] + 90, longitude]) / degrees), last)
         found, cell = np.unique(corner, axis=0, return_inverse=True)
-        self.centers: LatLon = (found + 0.5) * degrees - (90, 180)
+        low, high = found * degrees - size / 2, np.minimum((found + 1) * degrees, size) - size / 2
+        self.edges: LatLon = np.concatenate([low[:, ::-1], high[:, ::-1]], axis=1)
+        self.centers: LatLon = (low + high) / 2
         self.cell = torch.from_numpy(cell.reshape(-1))
 
 

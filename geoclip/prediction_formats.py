@@ -68,16 +68,17 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
         **dict(zip(RADII, prediction.radius_km.round(3).tolist(), strict=True)),
     }
     if prediction.cells is not None:
-        cells = [[*center, probability] for center, probability in _cells(prediction)]
+        centers = prediction.cells.centers.round(6)
+        cells = [[*centers[cell].tolist(), probability] for cell, probability in _cells(prediction)]
         entry["density"] = {"degrees": prediction.cells.degrees, "cells": cells}
     return entry
 
 
-def _cells(prediction: Prediction) -> Iterator[tuple[list[float], float]]:
-    """Middle and probability of the cells that are not faint."""
-    if prediction.cells is not None and prediction.density is not None:
+def _cells(prediction: Prediction) -> Iterator[tuple[int, float]]:
+    """Number and probability of the cells that are not faint."""
+    if prediction.density is not None:
         for cell in (prediction.density >= FAINTEST).nonzero()[0]:
-            yield prediction.cells.centers[cell].round(6).tolist(), float(prediction.density[cell])
+            yield int(cell), float(prediction.density[cell])
 
 
 def _features(prediction: Prediction) -> Iterator[dict[str, Any]]:
@@ -92,11 +93,9 @@ def _features(prediction: Prediction) -> Iterator[dict[str, Any]]:
             "geometry": {"type": "Point", "coordinates": [longitude, latitude]},
             "properties": about,
         }
-    for (latitude, longitude), probability in _cells(prediction):
+    for cell, probability in _cells(prediction):
         assert prediction.cells is not None
-        half = prediction.cells.degrees / 2
-        west, east = round(longitude - half, 6), round(min(longitude + half, 180), 6)
-        south, north = round(latitude - half, 6), round(min(latitude + half, 90), 6)
+        west, south, east, north = prediction.cells.edges[cell].round(6).tolist()
         ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
         yield {
             "type": "Feature",

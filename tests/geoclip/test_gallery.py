@@ -1,4 +1,5 @@
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from geoclip import gallery as gallery_module
 from geoclip.gallery import Gallery, MapCells
 from geoclip.metrics import great_circle_km
+from geoclip.prediction import Prediction
+from geoclip.prediction_formats import geojson_text
 from geoclip.support import order_by_support
 from semivario_kernels import VariogramModel
 
@@ -106,7 +109,7 @@ def test_the_density_adds_the_probabilities_of_a_cell(model):
         # 180° east is 180° west
         east = (places[inside, 1] - center[1] + 540) % 360 - 180
         assert (np.abs(east) <= 15).all()
-        assert (np.abs(places[inside, 0] - center[0]) <= 30).all()
+        assert (np.abs(places[inside, 0] - center[0]) <= 15).all()
         np.testing.assert_allclose(located.density[:, cell], share[:, inside].sum(axis=1), rtol=1e-4)
     assert len({tuple(center) for center in cells.centers.tolist()}) == len(cells.centers)
 
@@ -161,3 +164,36 @@ def test_ranks_of_a_gallery_stored_by_columns(model):
     rows = np.array([3, 1, 4, 1, 5])
     ranks = Gallery(model, np.asfortranarray(places)).rank(embeddings, rows)
     np.testing.assert_array_equal(ranks, Gallery(model, places).rank(embeddings, rows))
+
+
+@pytest.mark.parametrize("degrees", [0.1, 2.0, 7.0, 50.0, 80.0])
+def test_cells_stay_on_the_map_and_hold_their_places(degrees):
+    edge = [[90.0, 179.9], [-90.0, -180.0], [89.9, 180.0], [0.0, 179.999999], [90.0, -180.0]]
+    places = np.concatenate([random_latlon(300), edge])
+    cells = MapCells(places, degrees)
+    west, south, east, north = cells.edges.T
+    assert (west >= -180).all()
+    assert (south >= -90).all()
+    assert (east <= 180).all()
+    assert (north <= 90).all()
+    assert (west < east).all()
+    assert (south < north).all()
+    np.testing.assert_allclose(cells.centers, np.stack([south + north, west + east], axis=1) / 2, atol=1e-12)
+    # all but those that the map's edge cuts are whole
+    for low, high, end in ((west, east, 180), (south, north, 90)):
+        np.testing.assert_allclose((high - low)[high < end], degrees, atol=1e-9)
+    mine = cells.cell.numpy()
+    longitude = (places[:, 1] + 180) % 360 - 180
+    rounding = 1e-9
+    assert (west[mine] - rounding <= longitude).all()
+    assert (longitude <= east[mine] + rounding).all()
+    assert (south[mine] - rounding <= places[:, 0]).all()
+    assert (places[:, 0] <= north[mine] + rounding).all()
+
+
+def test_the_map_in_geojson_ends_where_the_world_ends():
+    corner = np.array([[90.0, 179.9]])
+    density = np.ones(1, np.float32)
+    prediction = Prediction("x.jpg", corner, density, np.zeros(2), density, MapCells(corner, 7.0))
+    _, polygon = json.loads("".join(geojson_text([prediction])))["features"]
+    assert polygon["geometry"]["coordinates"] == [[[177, 85], [180, 85], [180, 90], [177, 90], [177, 85]]]
