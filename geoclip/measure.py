@@ -19,6 +19,9 @@ from semivario_kernels import (
 from semivario_kernels.atomic import write_atomically
 from semivario_kernels.embedding_files import read_embeddings
 
+# the measurement, the plot, and what goes on after an interruption
+_BESIDE = (".npz", ".png", ".checkpoint")
+
 
 def measure_variogram(
     store: EmbeddingStore,
@@ -53,8 +56,8 @@ def measure_variogram(
         The fit, which holds what was measured.
 
     Raises:
-        ValueError: a store of test photos, `places` below 2, or as `binned_semivariance` and `fit_variogram`
-            say.
+        ValueError: a store of test photos, `places` below 2, an `out` in the place of the files beside it, or
+            as `binned_semivariance` and `fit_variogram` say.
         RuntimeError: the fit found no solution.
         OSError: the files cannot be written.
     """
@@ -62,6 +65,10 @@ def measure_variogram(
         raise ValueError(
             f"{store.path} holds the test split: a semivariogram is measured on training data only, as a "
             "loss that knows the test photos makes the test worthless"
+        )
+    if out.suffix in _BESIDE:
+        raise ValueError(
+            f"out: {out}: {', '.join(_BESIDE)} of this name are files of their own; wanted another suffix"
         )
     if places is not None and places < 2:
         raise ValueError(f"places: wanted at least 2, got {places}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from geoclip.embedding_store import EmbeddingStore
+from geoclip.evaluation import pictures_of
 from geoclip.gallery import Gallery, Located, MapCells
 from geoclip.image_encoder import ImageEncoder, read_image
 from semivario_kernels import VariogramModel
@@ -23,7 +24,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SHARES = (0.5, 0.9)  # of the probability, whose radii every prediction carries
 
 
-Batch = tuple[list[str], torch.Tensor]  # names of photos and their (n, E) frozen embeddings
+# names of photos and their frozen embeddings, (n, E), or (n, V, E) of V pictures each
+Batch = tuple[list[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,14 @@ def embed_files(
 
 
 def stored_embeddings(store: EmbeddingStore, *, batch_size: int) -> Iterator[Batch]:
-    """The photos of an embedding store, under their ids.
+    """The photos of an embedding store, under their ids; of those stored as ten crops, all crops.
 
     Raises:
         ValueError: an embedding is not finite.
     """
     for start in range(0, len(store), batch_size):
         rows = np.arange(start, min(start + batch_size, len(store)))
-        yield store.ids.slice(start, len(rows)).to_pylist(), torch.from_numpy(store.read(rows))
+        yield store.ids.slice(start, len(rows)).to_pylist(), pictures_of(store, rows)
 
 
 def predict(

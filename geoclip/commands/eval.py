@@ -81,8 +81,12 @@ def run(options: argparse.Namespace) -> None:
 
     check_at_least(options, bootstrap=1)
     out = Path(options.out)
+    if out.suffix == ".html":
+        raise ValueError(f"--out: {out}: the report goes to the .html of this name; wanted another suffix")
     out.parent.mkdir(parents=True, exist_ok=True)
     test = EmbeddingStore.open(options.test)
+    if test.info.get("split") == "train":
+        print(f"warning: {options.test} holds the training split: wanted unseen photos", file=sys.stderr)
     variogram = support_variogram(options)
     weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
     weights.check_embeddings(options.test, test.dim)

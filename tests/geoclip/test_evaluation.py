@@ -18,6 +18,7 @@ from geoclip.evaluation import Placed, area_metrics, country_table, place_store,
 from geoclip.fit import fit
 from geoclip.gallery import Gallery
 from geoclip.metrics import geolocation_metrics, great_circle_km, share_metrics
+from geoclip.prediction import predict, stored_embeddings
 from semivario_kernels import VariogramModel
 
 from .rendered_photos import random_latlon
@@ -59,6 +60,17 @@ def test_a_model_that_tells_no_places_apart_ranks_none_first(model, tmp_path):
     flat.location_encoder.LocEnc0.head[0].bias.data.fill_(1)
     placed = place_store(Gallery(flat, random_latlon(60)), write_store(tmp_path / "test", n=5))
     assert (placed.rank == 60).all()
+
+
+def test_predict_places_ten_crops_as_eval_does(model, tmp_path):
+    crops = np.random.default_rng(5).normal(size=(40, 10, 16))
+    with EmbeddingWriter(tmp_path / "ten", 16, views=10, info={"pictures": "tencrop"}) as writer:
+        writer.append(range(40), random_latlon(40), crops.mean(axis=1), views=crops)
+    store, gallery = EmbeddingStore.open(tmp_path / "ten"), Gallery(model, random_latlon(90))
+    found = np.stack([p.latlon[0] for p in predict(stored_embeddings(store, batch_size=7), gallery, k=1)])
+    np.testing.assert_array_equal(found, place_store(gallery, store).latlon)
+    # the mean of the embeddings is another question
+    assert (found != gallery.place(torch.from_numpy(store.read(range(40))))[0][:, 0]).any()
 
 
 def placed_with_ranks(rank, places):
@@ -217,6 +229,7 @@ def test_nan_embeddings_and_bad_numbers_are_one_line(trained, tmp_path, capsys):
     for arguments, word in (
         ([tmp_path / "nan", *gallery], "row 7 holds NaN"),
         ([trained / "test", *gallery, "--bootstrap", 0], "--bootstrap"),
+        ([trained / "test", *gallery, "--out", tmp_path / "no" / "m.html"], "--out: "),
         ([trained / "test", *gallery, "--labels", tmp_path / "nowhere"], "nowhere"),
         ([trained / "test", *gallery, "--variogram", tmp_path / "none.json"], "none.json"),
     ):
@@ -225,3 +238,16 @@ def test_nan_embeddings_and_bad_numbers_are_one_line(trained, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert word in line
     assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(("split", "warned"), [("train", True), ("test", False), (None, False)])
+def test_eval_warns_of_training_photos(trained, tmp_path, capsys, split, warned):
+    latlon = random_latlon(20, 4)
+    info = {"backbone": None} if split is None else {"backbone": None, "split": split}
+    with EmbeddingWriter(tmp_path / "photos", 16, info=info) as writer:
+        writer.append(range(20), latlon, embeddings_of(latlon))
+    options = ["--gallery", trained / "labelled", "--bootstrap", 5, "--out", tmp_path / "m.json"]
+    assert evaluate(trained, tmp_path / "photos", *options) == 0
+    line = f"warning: {tmp_path / 'photos'} holds the training split: wanted unseen photos"
+    assert capsys.readouterr().err.splitlines() == ([line] if warned else [])

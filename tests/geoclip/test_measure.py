@@ -96,3 +96,12 @@ def test_the_command_refuses_test_photos_and_says_what_it_took(store, tmp_path, 
     for bad in ("0", "1.5", "many"):
         with pytest.raises(SystemExit):
             main(["variogram", str(store.path), *options, "--max-pairs", bad])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".png", ".checkpoint"])
+def test_the_model_does_not_replace_the_files_beside_it(store, tmp_path, capsys, suffix):
+    out = tmp_path / "new" / f"v{suffix}"
+    assert main(["variogram", str(store.path), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"out: {out}: .npz, .png, .checkpoint of this name are files of their own" in line
+    assert not out.parent.exists()
