@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike
 
 from geoclip.coordinates import check_latlon
 from geoclip.photos import AREAS
+from geoclip.writer_lock import hold_lock
 from semivario_kernels.atomic import write_atomically
 
 FORMAT = "geoclip-embeddings"
@@ -246,7 +247,8 @@ class EmbeddingWriter:
     leaves the store incomplete. The caller appends every id once: what is there already, `finished()` tells.
 
     Several processes may write one store, each with a rank of its own. Rank 0 opens it before the others,
-    calls `reopen` before any of them writes, and is closed after them.
+    calls `reopen` before any of them writes, and is closed after them. A lock on `.writer-<rank>`, an
+    empty file that stays, keeps a second writer of a rank out until this one is closed or its process ends.
 
     Args:
         path: the folder; made if missing, refused if it holds other files.
@@ -258,6 +260,7 @@ class EmbeddingWriter:
 
     Raises:
         ValueError: bad arguments, a folder of something else, or one begun with another dim, views or info.
+        BlockingIOError: another writer of this rank is at work there.
         OSError: the folder cannot be made or written.
     """
 
@@ -286,14 +289,19 @@ class EmbeddingWriter:
         self._embeddings: list[np.ndarray] = []
         self._views: list[np.ndarray] = []
         info = json.loads(json.dumps(info or {}))  # as it will be read back, so that the two compare equal
-        if (self.path / "meta.json").exists():
-            self._meta = _read_meta(self.path)
-            _check_same(self.path, self._meta, {"dim": dim, "views": views, "info": info})
+        meta = self.path / "meta.json"
+        if meta.exists():
+            _check_same(self.path, _read_meta(self.path), {"dim": dim, "views": views, "info": info})
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             # hidden files may be what an earlier run was killed over
             if any(not file.name.startswith(".") for file in self.path.iterdir()):
                 raise ValueError(f"{self.path} holds other files: choose an empty or new folder")
+        # only now, so that a folder of something else stays as it is
+        self._lock = self._hold_lock()
+        if meta.exists():
+            self._meta = _read_meta(self.path)  # again: the writer before may just have closed it
+        else:
             fixed = {"format": FORMAT, "version": VERSION, "dim": dim, "dtype": "float16", "views": views}
             self._write_meta({**fixed, "complete": False, "info": info, "shards": []})
         self._next = 1 + max(
@@ -377,6 +385,7 @@ class EmbeddingWriter:
         if self._rank == 0 and not self.complete:
             self._write_meta({**self._meta, "complete": True, "shards": _written_shards(self.path)})
             self._remove_leftovers()
+        self._lock.close()
 
     def __enter__(self) -> EmbeddingWriter:
         return self
@@ -389,6 +398,15 @@ class EmbeddingWriter:
         else:
             with suppress(OSError):  # the first error is the one to show
                 self.flush()
+            self._lock.close()
+
+    def _hold_lock(self) -> BinaryIO:
+        try:
+            return hold_lock(self.path / f".writer-{self._rank:04d}")
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{self.path} is being written by another process: wait until it has ended, or end it"
+            ) from error
 
     def _rows_held(self) -> int:
         return sum(len(block) for block in self._embeddings)

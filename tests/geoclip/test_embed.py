@@ -198,7 +198,8 @@ def test_many_processes_killed_and_gone_on_with_by_fewer(tmp_path, encoder, monk
     ]
     listed = {shard["name"] for shard in json.loads((out / "meta.json").read_text())["shards"]}
     files = {f"{name}.{kind}" for name in listed for kind in ("npy", "parquet")}
-    assert {file.name for file in out.iterdir()} == {"meta.json", "broken.txt", *files}
+    locks = {".writer-0000", ".writer-0001", ".writer-0002"}
+    assert {file.name for file in out.iterdir()} == {"meta.json", "broken.txt", *files, *locks}
 
 
 def test_the_limit_of_broken_images_is_that_of_all_processes(csv, tmp_path, encoder):

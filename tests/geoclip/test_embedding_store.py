@@ -1,6 +1,10 @@
 import json
 import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -125,6 +129,7 @@ def test_a_kill_at_any_write_loses_the_unfinished_shard_only_and_doubles_nothing
         assert writer.rows_done == min(50, 16 * ((nth - 2) // 2))
         assert writer.finished().ids.to_pylist() == ids[: writer.rows_done]
         assert not writer.complete
+        del writer
     append_until_killed(path, monkeypatch, call, nth=0)
     store = EmbeddingStore.open(path)
     assert store.ids.to_pylist() == ids
@@ -161,7 +166,50 @@ def test_a_full_disk_is_one_line_and_doubles_nothing(tmp_path, monkeypatch, nth)
         writer.append(ids, latlon, embeddings)
     # leaving the block tried once more, with success
     assert EmbeddingWriter(tmp_path / "store", DIM).finished().ids.to_pylist() == ids
-    assert not list(tmp_path.glob("store/.*"))
+    assert not list(tmp_path.glob("store/.shard*"))
+
+
+def test_a_second_writer_is_kept_out_until_the_first_has_ended(tmp_path):
+    store, (ids, latlon, embeddings) = tmp_path / "store", rows(8)
+    busy = f"^{re.escape(str(store))} is being written by another process"
+    with EmbeddingWriter(store, DIM) as first:
+        first.append(ids[:4], latlon[:4], embeddings[:4])
+        with pytest.raises(BlockingIOError, match=busy):
+            EmbeddingWriter(store, DIM)
+        EmbeddingWriter(store, DIM, rank=1).close()
+    with pytest.raises(KeyboardInterrupt), EmbeddingWriter(store, DIM) as second:  # noqa: PT012
+        second.append(ids[4:6], latlon[4:6], embeddings[4:6])
+        raise KeyboardInterrupt
+    with EmbeddingWriter(store, DIM) as third:
+        third.append(ids[6:], latlon[6:], embeddings[6:])
+    assert EmbeddingStore.open(store).ids.to_pylist() == ids
+
+
+def test_a_worker_that_outlives_its_killed_writer_holds_no_lock(tmp_path):
+    script = """
+import os, sys, time
+from geoclip.embedding_store import EmbeddingWriter
+writer = EmbeddingWriter(sys.argv[1], 2)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", script, str(store)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    try:
+        with pytest.raises(BlockingIOError):
+            EmbeddingWriter(store, 2)
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # it is still there
+        EmbeddingWriter(store, 2).close()
+    finally:
+        process.kill()
+        process.wait()
+        os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
 
 
 def test_a_complete_store_can_grow(tmp_path):
