@@ -16,10 +16,12 @@ and doubles nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +34,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from geoclip.coordinates import check_latlon
+from geoclip.open_files import allow_open_files
 from geoclip.photos import AREAS
 from geoclip.writer_lock import hold_lock
 from semivario_kernels.atomic import write_atomically
@@ -75,6 +78,7 @@ class EmbeddingStore:
         self._ends = np.cumsum(rows, dtype=np.int64)
         self._starts = self._ends - np.asarray(rows, dtype=np.int64)
         named = list(zip(self._names, rows, strict=True))
+        allow_open_files(len(named) * (2 if self.views else 1))
         self._shards = [self._map(f"{name}.npy", (n, self.dim)) for name, n in named]
         self._view_shards = [
             self._map(f"{name}.views.npy", (n, self.views, self.dim)) for name, n in named if self.views
@@ -92,6 +96,7 @@ class EmbeddingStore:
         Raises:
             FileNotFoundError: there is no such folder, or a shard that meta.json lists is missing.
             ValueError: the folder is no embedding store, is incomplete or empty, or a shard is damaged.
+            OSError: a shard cannot be opened, for instance one more than the process may hold.
         """
         path = Path(path)
         meta = _read_meta(path)
@@ -202,7 +207,7 @@ class EmbeddingStore:
         except FileNotFoundError:
             raise FileNotFoundError(f"{file} is missing, though meta.json lists it") from None
         except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
+            raise _refused_or_damaged(file, error) from error
         if array.shape != shape or array.dtype != DTYPE:
             raise ValueError(
                 f"{file} holds {array.dtype} of shape {array.shape}, though meta.json says float16 of shape "
@@ -210,8 +215,10 @@ class EmbeddingStore:
             )
         return array
 
-    def _tables(self) -> list[pq.ParquetFile]:
-        return [pq.ParquetFile(self.path / f"{name}.parquet") for name in self._names]
+    def _tables(self) -> Iterator[pq.ParquetFile]:
+        for name in self._names:  # one open at a time
+            with pq.ParquetFile(self.path / f"{name}.parquet") as file:
+                yield file
 
     def _column(self, name: str, kind: pa.DataType) -> pa.ChunkedArray:
         """A column of all shards, null in those that have none of the name."""
@@ -231,7 +238,7 @@ class EmbeddingStore:
         except FileNotFoundError:
             raise FileNotFoundError(f"{file} is missing, though meta.json lists it") from None
         except (pa.ArrowException, KeyError, OSError) as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
+            raise _refused_or_damaged(file, error) from error
         if len(latlon) != rows:
             raise ValueError(f"{file} holds {len(latlon)} rows, though meta.json says {rows}")
         return check_latlon(latlon, str(file))
@@ -479,6 +486,13 @@ def _write_array(array: np.ndarray, file: BinaryIO) -> None:
     file.write(np.ascontiguousarray(array).data)
 
 
+def _refused_or_damaged(file: Path, error: Exception) -> Exception:
+    """What the system refuses, such as another open file, says nothing about what the file holds."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        return OSError(error.errno, os.strerror(error.errno), str(file))
+    return ValueError(f"{file} is damaged: {error}")
+
+
 def _numbers(name: str) -> tuple[int, int]:
     """Rank and number of a shard's name."""
     *rank, number = (int(part) for part in name.split("-")[1:])
@@ -494,7 +508,7 @@ def _written_shards(path: Path) -> list[dict[str, Any]]:
         try:
             shards.append({"name": name, "rows": pq.read_metadata(file).num_rows})
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
+            raise _refused_or_damaged(file, error) from error
     return shards
 
 

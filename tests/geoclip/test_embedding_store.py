@@ -385,3 +385,28 @@ def test_shuffled_reading_is_fast(tmp_path):
         store.read(batch)
     # 900,000 rows/s on an idle core; the bar for training is 50,000
     assert order.size / (time.perf_counter() - start) > 50_000
+
+
+def open_with_limits(store, soft, hard):
+    """What a process with these limits of open files reads of a store, or its error."""
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
+from geoclip.embedding_store import EmbeddingStore
+try:
+    store = EmbeddingStore.open(sys.argv[1])
+    print(len(store.read(range(len(store)))), len(store.ids), list(store.areas))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    command = [sys.executable, "-c", script, str(store), str(soft), str(hard)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    store = write(tmp_path / "store", 300, rows_per_shard=1).path
+    assert open_with_limits(store, 128, 1024) == "300 300 []\n"
+    refused = open_with_limits(store, 128, 128)
+    assert re.match(r"OSError \[Errno 24\] Too many open files: '.*shard-00\d+\.(npy|parquet)'$", refused)
+    # tables are read one after the other
+    assert open_with_limits(store, 360, 360) == "300 300 []\n"
