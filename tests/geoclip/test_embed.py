@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -270,6 +271,15 @@ def test_a_whole_batch_of_broken_images(csv, tmp_path, encoder):
         (csv.parent / f"{i:05d}.jpg").write_text("no image")
     store = embed(read_photos(csv), tmp_path / "store", encoder, max_broken=5, batch_size=5)
     assert len(store) == 35
+
+
+def test_a_list_with_longitudes_up_to_360_goes_on_with_its_store(rendered, tmp_path, encoder):
+    listed = read_photos(rendered)
+    east = np.column_stack([listed.latlon[:, 0], listed.latlon[:, 1] % 360])
+    photos = dataclasses.replace(listed, latlon=east)
+    embed(photos.take(np.arange(10)), tmp_path / "store", encoder)
+    store = embed(photos, tmp_path / "store", encoder)
+    np.testing.assert_allclose(store.latlon, listed.latlon, rtol=0, atol=1e-9)
 
 
 def test_a_store_of_other_photos_is_refused(rendered, tmp_path, encoder):
