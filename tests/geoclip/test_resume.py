@@ -213,6 +213,14 @@ def test_a_checkpoint_is_replaced_whole(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_the_output_folder_may_be_the_current_one(tmp_path, monkeypatch):
+    settings = write_settings(tmp_path, steps=3)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    fit(["--config", str(settings), "--out", "."])
+    assert step_of(tmp_path / "here" / "last.ckpt") == 3
+
+
 def test_the_trainer_uses_it(tmp_path, monkeypatch):
     written = []
     save = AtomicCheckpointIO.save_checkpoint
