@@ -65,7 +65,8 @@ def fit(arguments: list[str]) -> Path:
 def read_curves(out: str | Path) -> dict[str, NDArray[np.float64]]:
     """What a run logged: "step" and, of the same length, "loss", "logit_scale" and "learning_rate".
 
-    A run that was stopped and went on has logged some steps twice; the later word counts.
+    A run that was stopped and went on has logged some steps twice; the later word counts. Steps at which a
+    sampler alone had something to say are left out; there are none in the log of a run that was soon stopped.
 
     Args:
         out: the run's output folder.
@@ -78,9 +79,10 @@ def read_curves(out: str | Path) -> dict[str, NDArray[np.float64]]:
     )
     if not files:
         raise FileNotFoundError(f"{out}: no training log in this folder")
-    rows = {row["step"]: row for file in files for row in pyarrow.csv.read_csv(file).to_pylist()}
+    logged = (row for file in files for row in pyarrow.csv.read_csv(file).to_pylist())
+    rows = {row["step"]: row for row in logged if row.get("loss") is not None}
     columns = ("step", "loss", "logit_scale", "learning_rate")
-    return {name: np.array([rows[step][name] for step in sorted(rows)]) for name in columns}
+    return {name: np.array([rows[step][name] for step in sorted(rows)], np.float64) for name in columns}
 
 
 def load_trained(

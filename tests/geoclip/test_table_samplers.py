@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics.pairwise import haversine_distances
 
 from geoclip.datamodule import PhotoBatches
-from geoclip.fit import fit
+from geoclip.fit import fit, read_curves
 from geoclip.sampling import surprise_neighbours
 from geoclip.training import GeoCLIPTraining
 from geoclip.training_ranks import TrainingRanks
@@ -129,6 +129,22 @@ def test_what_an_epoch_covers_is_logged_at_its_first_step(tmp_path):
             288,
             12,
         )
+
+
+def test_curves_leave_out_the_samplers_own_steps(tmp_path):
+    """The sampler logs at steps 0 and 12, the loss at 4 and 9; of a run of three steps there is no loss."""
+    settings = ["--config", str(write_settings(tmp_path, steps=14)), "--data.sampler", "geographic"]
+    settings += ["--data.ranked", "12", "--data.nearest", "4", "--data.further", "2"]
+    fit([*settings, "--trainer.log_every_n_steps", "5", "--out", str(tmp_path / "long")])
+    curves = read_curves(tmp_path / "long")
+    assert curves["step"].tolist() == [4, 9]
+    assert {column.dtype for column in curves.values()} == {np.dtype(np.float64)}
+    assert np.isfinite(curves["loss"]).all()
+    short = ["--trainer.max_steps", "3", "--trainer.log_every_n_steps", "5", "--out", str(tmp_path / "short")]
+    fit([*settings, *short])
+    assert {name: column.tolist() for name, column in read_curves(tmp_path / "short").items()} == {
+        name: [] for name in ("step", "loss", "logit_scale", "learning_rate")
+    }
 
 
 def test_a_run_does_not_go_on_with_another_table(tmp_path):
