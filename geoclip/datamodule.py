@@ -66,8 +66,8 @@ class PhotoBatches(LightningDataModule):
 
     Raises:
         FileNotFoundError: there is no such store or list of photos.
-        ValueError: it is none or damaged, not one of `train` and `images` is given, or the sampler's
-            arguments do not fit the data.
+        ValueError: it is none or damaged, it holds a test split, not one of `train` and `images` is given, or
+            the sampler's arguments do not fit the data.
     """
 
     def __init__(
@@ -109,11 +109,13 @@ class PhotoBatches(LightningDataModule):
         latlon: NDArray[np.float64]
         if train is not None:
             self.store = EmbeddingStore.open(train)
+            _refuse_test(f"data.train: {train}", self.store.info.get("split"))
             self.embedding_dim, self.embedding_info = self.store.dim, self.store.info
             latlon = self.store.latlon
         else:
             assert images is not None
             self.photos = read_photos(images, image_root=image_root)
+            _refuse_test(f"data.images: {images}", self.photos.split)
             self.encoder = image_encoder(backbone, pretrained)
             # a checkpoint names what it needs: a file of the configuration may be gone
             self.image_backbone, self.image_pretrained = self.encoder.backbone, self.encoder.pretrained
@@ -261,6 +263,11 @@ class _StoreRows(Dataset[dict[str, Any]]):
             "latlon": torch.from_numpy(self.store.latlon[index]),
             "embeddings": torch.from_numpy(self.store.read(index, views)),
         }
+
+
+def _refuse_test(source: str, split: str | None) -> None:
+    if split == "test":
+        raise ValueError(f"{source} holds the test split: training on it makes the test worthless")
 
 
 def _as_it_is(batch: Any) -> Any:

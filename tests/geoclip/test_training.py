@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 
+from geoclip import datamodule
 from geoclip.datamodule import PhotoBatches
+from geoclip.datasets import read_photos
+from geoclip.embedding_store import EmbeddingWriter
 from geoclip.fit import fit, load_trained, read_curves
 from geoclip.gallery import Gallery
 from geoclip.metrics import great_circle_km
@@ -267,6 +271,21 @@ def test_a_policy_without_its_variogram_is_refused_before_the_first_step(tmp_pat
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ValueError, match=r"bad\.json"):
         GeoCLIPTraining(**SMALL, variogram=str(tmp_path / "bad.json"))
+
+
+def test_a_test_split_is_not_trained_on(tmp_path, monkeypatch):
+    latlon = batch(30)["latlon"].numpy()
+    for split in ("train", "test"):
+        with EmbeddingWriter(tmp_path / split, 16, info={"split": split}) as writer:
+            writer.append(range(30), latlon, embeddings_of(latlon))
+    assert PhotoBatches(str(tmp_path / "train"), batch_size=4).hparams["rows"] == 30
+    with pytest.raises(ValueError, match=r"data.train: .*test holds the test split"):
+        PhotoBatches(str(tmp_path / "test"), batch_size=4)
+    (tmp_path / "photos.csv").write_text("path,latitude,longitude\na.jpg,1,2\n")
+    photos = replace(read_photos(tmp_path / "photos.csv"), split="test")
+    monkeypatch.setattr(datamodule, "read_photos", lambda *_, **__: photos)
+    with pytest.raises(ValueError, match=r"data.images: im2gps3k holds the test split"):
+        PhotoBatches(images="im2gps3k", batch_size=1)
 
 
 def test_bad_data_arguments_are_named(tmp_path):
