@@ -47,8 +47,8 @@ class PhotoBatches(LightningDataModule):
             transform.
         augmentation: fields of open_clip's AugmentationCfg, for example {"scale": [0.5, 1.0]}; its own by
             default.
-        max_broken: so many photos of `images` may be missing or broken, in each process: they are left out of
-            their batches and listed in broken.txt.
+        max_broken: so many photos of `images` may be missing or broken, as each process meets them: they are
+            left out of their batches and listed in broken.txt, each once however often it is met.
         batch_size: photos per batch, those of all processes together.
         sampler: "random"; "neighbours": random photos, each with those taken nearest to it, again in later
             batches; or one that takes every photo once an epoch, random ones with photos out of a table:
@@ -100,7 +100,8 @@ class PhotoBatches(LightningDataModule):
             raise ValueError("data.train, data.images: wanted exactly one of them")
         if max_broken < 0:
             raise ValueError(f"max_broken: wanted at least 0, got {max_broken}")
-        self.workers, self.max_broken, self.broken = workers, max_broken, 0
+        self.workers, self.max_broken = workers, max_broken
+        self.broken: set[str] = set()  # names, of this process: every epoch meets the same photos again
         self.store: EmbeddingStore | None = None
         self.photos: PhotoList | None = None
         self.image_backbone: str | None = None
@@ -198,16 +199,19 @@ class PhotoBatches(LightningDataModule):
         Raises:
             ValueError: they are more than `max_broken`.
         """
-        broken = batch.pop("broken", [])
-        if broken:
+        broken = {line.rpartition("\t")[0]: line for line in batch.pop("broken", [])}
+        new = [line for name, line in broken.items() if name not in self.broken]
+        if new:
             assert self.trainer is not None
+            self.broken |= broken.keys()
             listed = Path(self.trainer.default_root_dir) / BROKEN_LIST
-            with open(listed, "a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in broken)
-            self.broken += len(broken)
-            if self.broken > self.max_broken:
+            with open(listed, "a+", encoding="utf-8", errors="surrogateescape") as file:
+                file.seek(0)
+                there = {line.rstrip("\n") for line in file}  # by another process, or before the run went on
+                file.writelines(f"{line}\n" for line in new if line not in there)
+            if len(self.broken) > self.max_broken:
                 raise ValueError(
-                    f"{broken[-1].split(chr(9))[1]} ({self.broken} broken so far, max_broken is "
+                    f"{new[-1].rpartition(chr(9))[2]} ({len(self.broken)} broken so far, max_broken is "
                     f"{self.max_broken}; see {listed})"
                 )
         return batch
