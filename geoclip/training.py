@@ -62,7 +62,8 @@ class GeoCLIPTraining(LightningModule):
         variogram: JSON file of the fitted semivariogram (`geoclip variogram` writes it), for the policies
             that read it. Checkpoints carry the model.
         refit_every: optimiser steps from one fit of the semivariogram to the next, from the full queue on; 0
-            keeps the one given. Without a `variogram` the policy sets in at the first fit.
+            keeps the one given. Without a `variogram` the policy sets in at the first fit that finds a range,
+            tried when the queue is full and then every so many steps.
         refit_from: photos measured: those of the "queue", or a new sample of the "train" data's embeddings.
         queue_size: earlier places that serve as further negatives. The policy sets in when the queue is full.
         gallery: further places that are negatives of every step, drawn once. Encoded in chunks, twice:
@@ -170,10 +171,9 @@ class GeoCLIPTraining(LightningModule):
         self.ranks = TrainingRanks()
         self.gallery = self._draw_gallery(0)
         self.warm_up_loss = SemivariogramInfoNCE(policy=NegativePolicy.none())
-        self.loss = SemivariogramInfoNCE(
-            None if variogram is None else VariogramModel.load(variogram),
-            named_policy(policy, strengths or {}),
-        )
+        given = None if variogram is None else VariogramModel.load(variogram)
+        self.loss = SemivariogramInfoNCE(given, named_policy(policy, strengths or {}))
+        self._refit_tried = False
         # batches of all ranks since the last optimiser step, for the queue: (latlon, embeddings, rows)
         self._arrived: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         # of the checkpoint that was read
@@ -355,10 +355,12 @@ class GeoCLIPTraining(LightningModule):
         checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         checkpoint["embedding_info"] = self.embedding_info
+        checkpoint["refit_tried"] = self._refit_tried
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how far the run had come, and take the note on the backbone over."""
         self.embedding_info = checkpoint["embedding_info"]
+        self._refit_tried = checkpoint.get("refit_tried", False)  # older checkpoints do not say
         self.steps_done, self.steps_wanted = checkpoint["global_step"], checkpoint["max_steps"]
         # Lightning converts the module after it has read the weights: float64 ones would be rounded on the
         # way
@@ -401,8 +403,12 @@ class GeoCLIPTraining(LightningModule):
         every = self.hparams["refit_every"]
         if not every or self._arrived or not self.queue.full:
             return
-        if self.global_step % every and self.loss.variogram is not None:
+        # the first try comes as soon as the queue is full; after one that found nothing the next due step is
+        # waited for: a range that is looked for at every step is found in pure noise, sooner or later
+        first = self.loss.variogram is None and not self._refit_tried
+        if self.global_step % every and not first:
             return
+        self._refit_tried = True
         model = None
         if self.ranks.rank == 0:
             if self.hparams["refit_from"] == "queue":

@@ -103,6 +103,24 @@ def test_without_a_variogram_the_policy_sets_in_at_the_first_fit(tmp_path):
     assert len(set(module.models[3:])) == 1
 
 
+def test_a_first_fit_that_finds_nothing_waits_for_the_next_due_step(tmp_path, monkeypatch):
+    """Of a queue that is full after three steps, whole and stopped between the first try and the next."""
+    settings = ["--config", str(write_settings(tmp_path, steps=11)), "--checkpoint_every", "1"]
+    settings += ["--model.variogram", "null", "--model.refit_every", "4"]
+    tried, now = [], []
+    step = GeoCLIPTraining.training_step
+    monkeypatch.setattr(
+        GeoCLIPTraining, "training_step", lambda self, *a: (now.append(self.global_step), step(self, *a))[1]
+    )
+    monkeypatch.setattr("geoclip.training.refit_variogram", lambda *_: tried.append(now[-1]))
+    whole = torch.load(fit([*settings, "--out", str(tmp_path / "whole")]), weights_only=True)
+    assert tried == [3, 4, 8]
+    tried.clear()
+    parts = torch.load(fit_in_two_parts(settings, tmp_path / "parts", 6), weights_only=True)
+    assert tried == [3, 4, 8]
+    same(whole["state_dict"], parts["state_dict"])
+
+
 def test_the_checkpoint_carries_the_refitted_model(tmp_path):
     settings = ["--config", str(write_settings(tmp_path, steps=9)), "--model.refit_every", "3"]
     whole = torch.load(fit([*settings, "--out", str(tmp_path / "whole")]), weights_only=True)
