@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -147,6 +148,8 @@ class PhotoBatches(LightningDataModule):
             )
             # other embeddings, another semivariogram or another machine's rounding: another run
             self.hparams["table_checksum"] = self.sampler.state_dict()["tables_checksum"]
+        # other photos: another run. The ids of millions take seconds to read, and photos have their places
+        self.hparams["latlon_checksum"] = zlib.crc32(np.ascontiguousarray(latlon).data)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """All batches of the run from the trainer's step on, so that a resumed run goes on where it was.

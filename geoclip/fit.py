@@ -217,6 +217,11 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
+def _of_embeddings(info: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What a store says of itself, and None for what only the other one says."""
+    return {f"embedding_info.{name}": info.get(name) for name in sorted({*info, *other})}
+
+
 def _refuse_other_settings(
     checkpoint: Path, model: GeoCLIPTraining, data: PhotoBatches, trainer: Trainer
 ) -> None:
@@ -227,13 +232,19 @@ def _refuse_other_settings(
         **saved["datamodule_hyper_parameters"],
         "max_steps": saved["max_steps"],
         "accumulate_grad_batches": saved["accumulate_grad_batches"],
+        **_of_embeddings(saved["embedding_info"], data.embedding_info),
     }
     now = {
         **model.hparams,
         **data.hparams,
         "max_steps": trainer.max_steps,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        **_of_embeddings(data.embedding_info, saved["embedding_info"]),
+        "variogram": model.given_variogram,
     }
+    # older checkpoints have neither
+    then["variogram"] = saved.get("given_variogram", now["variogram"])
+    then.setdefault("latlon_checksum", now["latlon_checksum"])
     for name in now:
         if name not in then or then[name] != now[name]:
             raise ValueError(

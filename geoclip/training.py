@@ -173,6 +173,8 @@ class GeoCLIPTraining(LightningModule):
         self.warm_up_loss = SemivariogramInfoNCE(policy=NegativePolicy.none())
         given = None if variogram is None else VariogramModel.load(variogram)
         self.loss = SemivariogramInfoNCE(given, named_policy(policy, strengths or {}))
+        # refits replace the loss's: a run that goes on must be given what it began with
+        self.given_variogram = None if given is None else given.to_dict()
         self._refit_tried = False
         # batches of all ranks since the last optimiser step, for the queue: (latlon, embeddings, rows)
         self._arrived: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -355,6 +357,7 @@ class GeoCLIPTraining(LightningModule):
         checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         checkpoint["embedding_info"] = self.embedding_info
+        checkpoint["given_variogram"] = self.given_variogram
         checkpoint["refit_tried"] = self._refit_tried
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,10 +12,13 @@ import torch
 
 import geoclip
 from geoclip.checkpoint import AtomicCheckpointIO
+from geoclip.embedding_store import EmbeddingWriter
 from geoclip.fit import fit, read_curves
 from geoclip.training import GeoCLIPTraining
+from semivario_kernels import VariogramModel
 
-from .small_world import write_settings
+from .rendered_photos import random_latlon
+from .small_world import embeddings_of, write_settings
 
 ROOT = Path(geoclip.__file__).parents[1]
 STEPS = 300  # seconds: a kill soon after a checkpoint comes long before the end
@@ -186,6 +189,44 @@ def test_other_settings_do_not_continue_a_run(tmp_path, change, message):
     fit(settings)
     with pytest.raises(ValueError, match=message):
         fit([*settings, *change])
+
+
+def write_photos(folder, seed=0, **info):
+    latlon = random_latlon(300, seed)
+    with EmbeddingWriter(folder, 16, info={"backbone": None, **info}) as writer:
+        writer.append(range(300), latlon, embeddings_of(latlon))
+    return ["--data.train", str(folder)]
+
+
+def test_other_data_do_not_continue_a_run(tmp_path):
+    """Three hundred photos elsewhere, or embedded otherwise; the same ones in another folder do."""
+    settings = ["--config", str(write_settings(tmp_path, steps=3))]
+    checkpoint = fit(settings)
+    words = r"holds a run with latlon_checksum \d+, now latlon_checksum is \d+"
+    with pytest.raises(ValueError, match=words):
+        fit([*settings, *write_photos(tmp_path / "elsewhere", seed=1)])
+    words = r"holds a run with embedding_info.backbone None, now embedding_info.backbone is ViT-B-32"
+    with pytest.raises(ValueError, match=words):
+        fit([*settings, *write_photos(tmp_path / "otherwise", backbone="ViT-B-32")])
+    with pytest.raises(ValueError, match=r"embedding_info.split None, now embedding_info.split is train"):
+        fit([*settings, *write_photos(tmp_path / "split", split="train")])
+    fit([*settings, *write_photos(tmp_path / "moved")])
+    # a checkpoint of a version that noted neither goes on
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["given_variogram"], saved["refit_tried"]
+    del saved["datamodule_hyper_parameters"]["latlon_checksum"]
+    torch.save(saved, checkpoint)
+    fit(settings)
+
+
+@pytest.mark.parametrize("refit_every", ["0", "2"])
+def test_another_semivariogram_does_not_continue_a_run(tmp_path, refit_every):
+    settings = ["--config", str(write_settings(tmp_path, steps=6)), "--model.refit_every", refit_every]
+    fit(settings)
+    fit(settings)  # what was refitted is not what was given
+    VariogramModel("exponential", 0.1, 0.8, 900.0).save(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"holds a run with variogram .*1500\.0.*now variogram is .*900\.0"):
+        fit([*settings, "--model.variogram", str(tmp_path / "other.json")])
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
