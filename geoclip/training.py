@@ -56,7 +56,8 @@ class GeoCLIPTraining(LightningModule):
             which starts as the identity: what looks alike is close from the first step on. Fewer steps for
             embeddings that are good features already.
         start_from: "upstream" for the official weights, or a checkpoint of `geoclip fit` whose last weights
-            the run begins with; random weights by default.
+            the run begins with, a fine-tuned backbone's where this run trains them too; random weights by
+            default.
         policy: preset of `NegativePolicy`, for example "none" (plain InfoNCE) or "explained".
         strengths: the preset's arguments, for example {"hard": 0, "false": 3, "far": 5}.
         variogram: JSON file of the fitted semivariogram (`geoclip variogram` writes it), for the policies
@@ -151,8 +152,6 @@ class GeoCLIPTraining(LightningModule):
             pretrained=pretrained,
             backbone_config=backbone_config,
         )
-        if start_from is not None:
-            _copy_weights(self.model, start_from)
         self.tower: FineTunedTower | None = None
         if finetune != "none":
             if backbone is None:
@@ -162,6 +161,8 @@ class GeoCLIPTraining(LightningModule):
             self.tower = FineTunedTower(
                 self.model.image_encoder, finetune, blocks=finetune_blocks, rank=lora_rank, seed=seed
             )
+        if start_from is not None:
+            _copy_weights(self, start_from)
         self.averaged: AveragedModel | None = None
         if ema:
             average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
@@ -504,16 +505,16 @@ def start_model(
     )
 
 
-def _copy_weights(model: GeoCLIP, source: str) -> None:
+def _copy_weights(module: GeoCLIPTraining, source: str) -> None:
     """Begin with the weights of another model of the same architecture."""
+    model = module.model
     if source == "upstream":
         weights = GeoCLIP.from_upstream(ImageEncoder(None, embedding_dim=768)).state_dict()
     else:
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in read_checkpoint(source)["state_dict"].items()
-            if name.startswith("model.")
-        }
+        saved = read_checkpoint(source)
+        weights = _under("model.", saved["state_dict"])
+        if tuned := _under("tower.", saved["state_dict"]):
+            _copy_tower(module, tuned, saved["hyper_parameters"], source)
     for name, own in model.named_parameters():
         shape = None if name not in weights else tuple(weights[name].shape)
         if shape != tuple(own.shape):
@@ -524,3 +525,34 @@ def _copy_weights(model: GeoCLIP, source: str) -> None:
     own_buffers = {name for name, _ in model.named_buffers() if name.startswith("location_encoder.")}
     wanted = {name for name, _ in model.named_parameters()} | own_buffers
     model.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+
+
+def _copy_tower(
+    module: GeoCLIPTraining, tuned: dict[str, torch.Tensor], settings: dict[str, Any], source: str
+) -> None:
+    """Begin with a backbone that was trained: the head that comes with it knows no other embeddings.
+
+    All that was trained there must be trained here, on the same frozen rest; more may be.
+    """
+    own = {} if module.tower is None else module.tower.state_dict()
+    there, here = (
+        {
+            name: of.get(name)
+            for name in ("backbone", "pretrained", "finetune", "finetune_blocks", "lora_rank")
+        }
+        for of in (settings, module.hparams)
+    )
+    same_rest = all(
+        settings.get(name) == module.hparams[name] for name in ("backbone", "pretrained", "backbone_config")
+    )
+    if not same_rest or any(name not in own or own[name].shape != tuned[name].shape for name in tuned):
+        raise ValueError(
+            f"start_from: {source} has a fine-tuned backbone; wanted a run from images that fine-tunes the "
+            f"same weights, {there}, got {here}"
+        )
+    assert module.tower is not None
+    module.tower.load_state_dict(tuned, strict=False)
+
+
+def _under(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -151,6 +151,31 @@ def test_a_tuned_run_resumes_exactly_and_predicts_with_its_backbone(
     assert "backbone" in capsys.readouterr().err
 
 
+def test_a_run_starts_from_a_tuned_backbone_or_refuses_it(folder, tmp_path):
+    tuned = fit(settings(folder, "--model.finetune=last_k", "--model.finetune_blocks=1", f"--out={tmp_path}"))
+    trained = torch.load(tuned, weights_only=True)["state_dict"]
+    tower = {name: tensor for name, tensor in trained.items() if name.startswith("tower.")}
+    config = {"backbone": "tiny-tuning", "pretrained": None, "backbone_config": TINY}
+    own = {**SMALL, **config, "policy": "none", "queue_size": 20, "start_from": str(tuned)}
+    for blocks in (1, 2):
+        module = GeoCLIPTraining(**own, finetune="last_k", finetune_blocks=blocks, ema=0.5)
+        for name, tensor in tower.items():
+            assert torch.equal(module.state_dict()[name], tensor), name
+        images = torch.randn(3, 3, 32, 32)
+        embeddings = load_trained(tuned).model.image_encoder.embed(images)
+        assert torch.equal(module.model.image_encoder.embed(images), embeddings)
+        average = list(module.averaged.parameters())[-len(list(module.tower.parameters())) :]
+        assert all(torch.equal(a, b) for a, b in zip(average, module.tower.parameters(), strict=True))
+    other = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "layers": 4}}
+    for change in (
+        {},
+        {"finetune": "lora"},
+        {"finetune": "last_k", "finetune_blocks": 2, "backbone": "other-tuning", "backbone_config": other},
+    ):
+        with pytest.raises(ValueError, match=r"start_from: .*last.ckpt has a fine-tuned backbone; wanted .*"):
+            GeoCLIPTraining(**{**own, **change})
+
+
 def test_a_frozen_backbone_stays_frozen_and_out_of_the_checkpoint(folder, tmp_path):
     checkpoint = fit(settings(folder, f"--out={tmp_path / 'run'}"))
     module = load_trained(checkpoint)
