@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from geoclip.commands.options import DEFAULTS, Commands, add_backbone, image_encoder
+from geoclip.commands.options import (
+    DEFAULTS,
+    Commands,
+    add_backbone,
+    add_choice_of_weights,
+    image_encoder,
+    tower_of,
+)
+
+if TYPE_CHECKING:
+    from geoclip.image_encoder import ImageEncoder
 
 
 def add_parser(commands: Commands) -> None:
@@ -13,7 +24,7 @@ def add_parser(commands: Commands) -> None:
     embed = commands.add_parser(
         "embed",
         help="photos to cached embeddings",
-        description="Run a frozen backbone over every photo, once. A command that was interrupted goes on "
+        description="Run an image backbone over every photo, once. A command that was interrupted goes on "
         "where it was; torchrun --nproc-per-node 8 -m geoclip embed ... uses eight GPUs.",
         formatter_class=DEFAULTS,
     )
@@ -40,6 +51,14 @@ def add_parser(commands: Commands) -> None:
         "--only-present", action="store_true", help="leave out photos whose file is not there, unlisted"
     )
     add_backbone(embed)
+    embed.add_argument(
+        "--checkpoint",
+        help="what `geoclip fit` wrote: embed with the backbone that it fine-tuned, or names, in place of "
+        "--backbone and --pretrained",
+    )
+    add_choice_of_weights(embed)
+    # what nobody typed
+    embed.set_defaults(untouched=(embed.get_default("backbone"), embed.get_default("pretrained")))
     embed.add_argument("--batch-size", type=int, default=64, help="photos per step")
     embed.add_argument("--workers", type=int, help="processes that read photos; one per core")
     embed.add_argument(
@@ -82,6 +101,30 @@ def _limit(text: str) -> float:
     return part
 
 
+def _encoder(options: argparse.Namespace) -> ImageEncoder:
+    """The tower that --backbone names, or the one of --checkpoint."""
+    if options.checkpoint is None:
+        if options.weights is not None:
+            raise ValueError(f"--weights: wanted with --checkpoint alone, got {options.weights}")
+        return image_encoder(options.backbone, options.pretrained)
+    if (options.backbone, options.pretrained) != options.untouched:
+        raise ValueError(
+            f"--backbone, --pretrained: wanted neither with --checkpoint {options.checkpoint}, "
+            f"got {options.backbone} and {options.pretrained}"
+        )
+    import torch
+
+    from geoclip.weights import load_weights
+
+    weights = load_weights(options.checkpoint, torch.device("cpu"), options.weights)
+    encoder = tower_of(weights, argparse.Namespace(backbone=None, pretrained=None))
+    if weights.tuned is not None:
+        # the store's word for what made its embeddings; `check_embeddings` compares it
+        source = {**encoder.source(), "tuned": weights.tuned}
+        encoder.source = lambda: source  # type: ignore[method-assign]
+    return encoder
+
+
 def run(options: argparse.Namespace) -> None:
     """Runs `geoclip embed`."""
     import numpy as np
@@ -109,7 +152,7 @@ def run(options: argparse.Namespace) -> None:
     store = embed_photos(
         photos,
         options.out,
-        image_encoder=image_encoder(options.backbone, options.pretrained).to(device),
+        image_encoder=_encoder(options).to(device),
         batch_size=options.batch_size,
         workers=options.workers,
         max_broken=options.max_broken,

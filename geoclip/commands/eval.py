@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"warning: {options.test} holds the training split: wanted unseen photos", file=sys.stderr)
     variogram = support_variogram(options)
     weights = load_weights(options.checkpoint, choose_device(options.device), options.weights)
-    weights.check_embeddings(options.test, test.dim)
+    weights.check_embeddings(options.test, test.dim, test.info)
     progress = sys.stderr.isatty()
     gallery = Gallery(
         weights.model,

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
     if len(options.photos) == 1 and is_store(options.photos[0]):
         store = EmbeddingStore.open(options.photos[0])
-        weights.check_embeddings(options.photos[0], store.dim)
+        weights.check_embeddings(options.photos[0], store.dim, store.info)
         total = len(store)
         batches = stored_embeddings(store, batch_size=options.batch_size)
     else:

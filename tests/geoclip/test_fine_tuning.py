@@ -13,12 +13,16 @@ from geoclip.cli import main
 from geoclip.commands.options import image_encoder
 from geoclip.datamodule import PhotoBatches
 from geoclip.datasets import read_photos
+from geoclip.embedding_store import EmbeddingStore
 from geoclip.finetune import FineTunedTower
 from geoclip.fit import fit, load_trained
 from geoclip.image_batches import ImageRows, training_transform
+from geoclip.image_encoder import read_image
 from geoclip.training import GeoCLIPTraining
+from geoclip.weights import Weights
 
 from .rendered_photos import render_photos
+from .small_world import small_model
 from .stopped_run import fit_in_two_parts
 from .test_resume import same
 from .test_training import SMALL, trainer
@@ -134,8 +138,6 @@ def test_a_tuned_run_resumes_exactly_and_predicts_with_its_backbone(
     (line,) = capsys.readouterr().err.splitlines()
     assert "has a backbone of its own training, which the release format does not hold" in line
     assert not (tmp_path / "release").exists()
-    from geoclip.image_encoder import read_image
-
     embedding = module.model.image_encoder.embed(
         module.model.image_encoder.preprocess_image(read_image(photo))
     )
@@ -149,6 +151,119 @@ def test_a_tuned_run_resumes_exactly_and_predicts_with_its_backbone(
         == 2
     )
     assert "backbone" in capsys.readouterr().err
+
+
+def test_a_tuned_run_is_evaluated_on_embeddings_of_its_own_backbone(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos, config = folder / "photos" / "list.csv", folder / "tiny-tuning.json"
+    tuned = fit(settings(folder, "--model.finetune=last_k", "--model.ema=0.5", "--out=tuned"))
+    frozen = fit(settings(folder, "--out=frozen"))
+    places = ["--gallery", photos, "--gallery-cache", "cache"]
+
+    def line_of(*arguments, code):
+        """What the command says in its last line."""
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        captured = capsys.readouterr()
+        return (captured.err if code else captured.out).splitlines()[-1]
+
+    for store, options in {
+        "named": ["--backbone", config, "--pretrained", "none"],
+        "averaged": ["--checkpoint", tuned],
+        "last": ["--checkpoint", tuned, "--weights", "last"],
+        "unmoved": ["--checkpoint", frozen],
+    }.items():
+        line_of("embed", photos, store, *options, "--workers", "0", code=0)
+    info = {store: EmbeddingStore.open(store).info for store in ("named", "averaged", "last", "unmoved")}
+    assert info["named"] == info["unmoved"] == {key: info["last"][key] for key in info["named"]}
+    assert len(info["averaged"].pop("tuned")) == len(info["last"].pop("tuned")) == 16
+    assert info["averaged"] == info["last"] == info["named"]
+
+    # what is stored of a photo is what `predict` computes of it
+    encoder = load_trained(tuned).model.image_encoder
+    image = encoder.preprocess_image(read_image(folder / "photos" / "00007.jpg"))
+    stored = torch.from_numpy(EmbeddingStore.open("averaged").read([7]))
+    torch.testing.assert_close(stored, encoder.embed(image), rtol=2e-3, atol=2e-3)
+    line_of("eval", tuned, "averaged", *places, code=0)
+    line_of("eval", tuned, "last", "--weights", "last", *places, code=0)
+    line_of("eval", frozen, "named", *places, code=0)
+    line_of("predict", "averaged", "--checkpoint", tuned, *places, code=0)
+
+    advice = f"fine-tuned for {tuned}: run geoclip embed --checkpoint {tuned} --weights averaged"
+    for command in (["eval", tuned, "named"], ["predict", "named", "--checkpoint", tuned]):
+        line = line_of(*command, *places, code=2)
+        assert (
+            line == f"geoclip: named: embeddings of an untrained backbone, wanted those of the one {advice}"
+        )
+    line = line_of("eval", tuned, "last", *places, code=2)
+    assert "last: embeddings of a backbone fine-tuned otherwise" in line
+    assert line.endswith(advice)
+    line = line_of("eval", frozen, "last", *places, code=2)
+    assert "last: embeddings of a fine-tuned backbone, wanted those of tiny-tuning as it was" in line
+    line = line_of("embed", photos, "x", "--checkpoint", tuned, "--backbone", "RN50", code=2)
+    assert f"wanted neither with --checkpoint {tuned}, got RN50 and openai" in line
+    line = line_of("embed", photos, "x", "--weights", "last", code=2)
+    assert "--weights: wanted with --checkpoint alone, got last" in line
+
+
+def test_a_head_trained_on_tuned_embeddings_wants_the_like(folder, tmp_path, capsys):
+    """Its photos cannot be embedded: the backbone is in another run's checkpoint."""
+    photos = str(folder / "photos" / "list.csv")
+    tuned = fit(settings(folder, "--model.finetune=last_k", f"--out={tmp_path / 'tuned'}"))
+    store = str(tmp_path / "store")
+    assert main(["embed", photos, store, "--checkpoint", str(tuned), "--workers", "0"]) == 0
+    on_images = ("--data.images", "--data.backbone", "--data.pretrained")
+    options = [option for option in settings(folder) if not option.startswith(on_images)]
+    head = str(fit([*options, f"--data.train={store}", f"--out={tmp_path / 'head'}"]))
+    places = ["--gallery", photos, "--gallery-cache", str(tmp_path / "cache")]
+    assert main(["predict", store, "--checkpoint", head, *places]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(folder / "photos"), "--checkpoint", head, *places]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "embeddings of an untrained backbone" in line
+    assert line.endswith("geoclip embed --checkpoint of the run that trained it")
+    assert main(["export", head, str(tmp_path / "release")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (
+            {"backbone": "ViT-L-14", "pretrained": "laion2b"},
+            "pretrained is laion2b, wanted the openai of upstr",
+        ),
+        (
+            {"backbone": "ViT-H", "pretrained": "openai"},
+            "embeddings whose backbone is ViT-H, wanted the ViT-L-14 of",
+        ),
+        (
+            {"backbone": "ViT-L-14", "backbone_config": {"embed_dim": 3}},
+            "backbone_config is {'embed_dim': 3}",
+        ),
+        ({"backbone": "ViT-L-14", "pretrained": None}, "pretrained is None, wanted the openai"),
+        ({"backbone": "ViT-L-14", "pretrained": "openai", "split": "test"}, None),
+        ({"backbone": "ViT-L-14-quickgelu", "pretrained": "openai"}, None),
+        ({"backbone": "ViT-L-14"}, None),
+        ({"backbone": None}, None),
+        ({}, None),
+    ],
+)
+def test_embeddings_of_another_backbone_are_refused_where_it_is_known(info, message):
+    known = {"backbone": "ViT-L-14", "pretrained": "openai", "backbone_config": {}}
+    weights = Weights("upstream", small_model(), known)
+    Weights("other", small_model(), {"backbone": None}).check_embeddings("store", 16, info)
+    if message is None:
+        weights.check_embeddings("store", 16, info)
+    else:
+        with pytest.raises(ValueError, match=message):
+            weights.check_embeddings("store", 16, info)
+
+
+def test_a_backbones_file_may_lie_elsewhere():
+    weights = Weights("run", small_model(), {"backbone": "ViT-L-14", "pretrained": "/here/weights.pt"})
+    weights.check_embeddings("store", 16, {"backbone": "ViT-L-14", "pretrained": "/there/weights.pt"})
+    with pytest.raises(ValueError, match=r"pretrained is others.pt, wanted the weights.pt of run"):
+        weights.check_embeddings("store", 16, {"backbone": "ViT-L-14", "pretrained": "/here/others.pt"})
 
 
 def test_a_run_starts_from_a_tuned_backbone_or_refuses_it(folder, tmp_path):
