@@ -43,6 +43,7 @@ def embed_photos(
     tencrop: bool = False,
     precision: Precision = "auto",
     seed: int = 0,
+    tuned: str | None = None,
 ) -> EmbeddingStore:
     """Embeds photos into a store, going on where an earlier call was interrupted.
 
@@ -64,6 +65,7 @@ def embed_photos(
             `TenCrops`. For evaluation: GeoCLIP averages the ten predictions.
         precision: of the backbone: "fp16" or "bf16" by autocast, "fp32"; "auto" is fp16 on a GPU, else fp32.
         seed: of the augmentations.
+        tuned: fingerprint of the encoder's weights where a run trained them, see `geoclip.weights`.
 
     Returns:
         The complete store.
@@ -89,6 +91,8 @@ def embed_photos(
     limit = int(max_broken * len(photos)) if max_broken < 1 else int(max_broken)
     make_views = _views(image_encoder, views, tencrop, seed)  # loads the backbone, before the folder is made
     info = _info(photos, image_encoder, views, tencrop, seed)
+    if tuned is not None:
+        info["tuned"] = tuned
     ranks = Ranks()
     if ranks.rank:
         ranks.wait("begun")

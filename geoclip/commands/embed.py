@@ -101,12 +101,12 @@ def _limit(text: str) -> float:
     return part
 
 
-def _encoder(options: argparse.Namespace) -> ImageEncoder:
-    """The tower that --backbone names, or the one of --checkpoint."""
+def _encoder(options: argparse.Namespace) -> tuple[ImageEncoder, str | None]:
+    """The tower that --backbone names, or the one of --checkpoint, and the fingerprint of its training."""
     if options.checkpoint is None:
         if options.weights is not None:
             raise ValueError(f"--weights: wanted with --checkpoint alone, got {options.weights}")
-        return image_encoder(options.backbone, options.pretrained)
+        return image_encoder(options.backbone, options.pretrained), None
     if (options.backbone, options.pretrained) != options.untouched:
         raise ValueError(
             f"--backbone, --pretrained: wanted neither with --checkpoint {options.checkpoint}, "
@@ -117,12 +117,7 @@ def _encoder(options: argparse.Namespace) -> ImageEncoder:
     from geoclip.weights import load_weights
 
     weights = load_weights(options.checkpoint, torch.device("cpu"), options.weights)
-    encoder = tower_of(weights, argparse.Namespace(backbone=None, pretrained=None))
-    if weights.tuned is not None:
-        # the store's word for what made its embeddings; `check_embeddings` compares it
-        source = {**encoder.source(), "tuned": weights.tuned}
-        encoder.source = lambda: source  # type: ignore[method-assign]
-    return encoder
+    return tower_of(weights, argparse.Namespace(backbone=None, pretrained=None)), weights.tuned
 
 
 def run(options: argparse.Namespace) -> None:
@@ -149,10 +144,11 @@ def run(options: argparse.Namespace) -> None:
     if device is None:
         gpus = torch.cuda.device_count()
         device = f"cuda:{ranks.device_index % gpus}" if gpus else "cpu"
+    encoder, tuned = _encoder(options)
     store = embed_photos(
         photos,
         options.out,
-        image_encoder=_encoder(options).to(device),
+        image_encoder=encoder.to(device),
         batch_size=options.batch_size,
         workers=options.workers,
         max_broken=options.max_broken,
@@ -160,6 +156,7 @@ def run(options: argparse.Namespace) -> None:
         tencrop=options.tencrop,
         precision=options.precision,
         seed=options.seed,
+        tuned=tuned,
     )
     if ranks.rank == 0:
         print(f"{len(store):,} embeddings of {store.dim} numbers in {options.out}")
