@@ -104,7 +104,7 @@ class CrossViewTraining(LightningModule):
             variogram=self.variogram,
             policy=self.policy,
             dissimilarity="features" if self.policy.reads_dissimilarity else None,
-            exclude=self._semi_positives(batch),
+            exclude=self._no_negatives(batch),
             label_smoothing=self.hparams["label_smoothing"],
             symmetric=True,
             group=torch.distributed.group.WORLD if self.trainer.world_size > 1 else None,
@@ -113,17 +113,28 @@ class CrossViewTraining(LightningModule):
         self._data.batches_done += 1
         return loss
 
-    def _semi_positives(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        """(n, K) columns of the (whole) batch that are a row's semi-positives, −1 padded."""
-        relation = self._data.train_views.semi_positives
-        if relation is None:
+    def _no_negatives(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """(n, K) columns of the loss's gallery that show a row's place, or are its semi-positives, −1 padded.
+
+        The gallery is that of all ranks, in their order. A rank's batch has a place at most once, those of
+        several ranks may have it again: K is (1 + semi-positives a query) · ranks. A pair that leaves a row's
+        sum leaves its column's too.
+        """
+        relation, world = self._data.train_views.semi_positives, self.trainer.world_size
+        if relation is None and world == 1:
             return None
-        semi = torch.from_numpy(relation[batch["query_row"].cpu().numpy()]).to(self.device)
-        columns = batch["reference_row"]
-        if self.trainer.world_size > 1:  # the gallery of the loss is that of all ranks, in their order
-            columns = self.all_gather(columns).flatten()  # type: ignore[union-attr]
-        same = (semi[:, :, None] == columns) & (semi >= 0)[:, :, None]
-        return torch.where(same.any(dim=2), same.long().argmax(dim=2), -1)
+        own = batch["reference_row"]
+        unwanted = own[:, None]
+        if relation is not None:
+            semi = torch.from_numpy(relation[batch["query_row"].cpu().numpy()]).to(own.device)
+            unwanted = torch.cat((unwanted, semi), dim=1)
+        gallery: Any = own[None] if world == 1 else self.all_gather(own)
+        n = len(own)
+        same = unwanted[:, :, None, None] == gallery  # (n, 1 + semi-positives, ranks, n)
+        rows = torch.arange(n, device=own.device)
+        same[rows, :, self.trainer.global_rank, rows] = False  # the positive
+        column = same.long().argmax(dim=3) + n * torch.arange(world, device=own.device)
+        return torch.where(same.any(dim=3), column, -1).flatten(1)
 
     def on_train_epoch_start(self) -> None:
         """Log what the epoch's batches cover."""

@@ -34,7 +34,8 @@ class EpochBatchSampler(Sampler[list[int]]):
     epoch. An epoch has as many whole batches as the data give; which rows are left out is drawn anew.
 
     A data set may have several rows (images) of one place. A batch never holds two of them: they would be
-    each other's negatives. Tables are in terms of places.
+    each other's negatives. Those of several ranks may, in one step: a loss over all of them has to leave such
+    pairs out. Tables are in terms of places.
 
     Args:
         rows: number of rows N of the data set.

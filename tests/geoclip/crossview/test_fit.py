@@ -4,11 +4,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from torch.nn.functional import normalize
 
 from geoclip import cli, lightning_command
 from geoclip.crossview.data import CrossViewData, read_views
@@ -16,6 +18,8 @@ from geoclip.crossview.fit import fit
 from geoclip.crossview.mining import surprising_places
 from geoclip.crossview.model import CrossViewEncoder
 from geoclip.crossview.training import CrossViewTraining
+from geoclip.crossview.views import CrossViews
+from geoclip.sampling import EpochBatchSampler
 from semivario_kernels import VariogramModel, binned_semivariance, fit_variogram, log_edges_km
 
 from .trees import write_cvact, write_cvusa, write_university1652, write_vigor
@@ -152,19 +156,46 @@ def test_semi_positives_leave_the_loss(tmp_path):
     module = CrossViewTraining(TINY, pretrained=False)
 
     class Trainer:
-        datamodule, world_size = data, 1
+        datamodule, world_size, global_rank = data, 1, 0
 
     module._trainer = Trainer()
     found = 0
     for rows in data.sampler.epoch_batches():
         batch = {"query_row": torch.from_numpy(rows), "reference_row": torch.from_numpy(data.pairs[rows])}
-        columns = module._semi_positives(batch)
+        columns = module._no_negatives(batch)
         relation = data.train_views.semi_positives
         for i, row in enumerate(rows):
             wanted = {j for j, other in enumerate(rows) if data.pairs[other] in relation[row]}
             assert set(columns[i].tolist()) - {-1} == wanted
             found += len(wanted)
     assert found > 20
+
+
+def test_a_place_is_no_negative_of_its_own_rows_on_other_ranks():
+    """University-1652's shape, 701 buildings of 54 images, on eight ranks of 128."""
+    places, ranks = np.repeat(np.arange(701), 54), 8
+
+    class Data:
+        train_views = CrossViews([], [], places, np.arange(701))
+
+    samplers = [
+        EpochBatchSampler(len(places), 128, places=places, seed=1, rank=rank, world_size=ranks)
+        for rank in range(ranks)
+    ]
+    gallery = torch.from_numpy(places[[sampler.epoch_batches()[0] for sampler in samplers]])
+    same = gallery.flatten()[:, None] == gallery.flatten()
+    same.fill_diagonal_(False)
+    assert same.any(dim=1).sum() > 700  # of 1,024 rows: the batches of one step do share buildings
+    for rank in range(ranks):
+        module = CrossViewTraining(TINY, pretrained=False)
+        module._trainer = SimpleNamespace(datamodule=Data, world_size=ranks, global_rank=rank)
+        module.all_gather = lambda own: gallery
+        columns = module._no_negatives({"reference_row": gallery[rank]})
+        assert columns.shape == (128, ranks)
+        excluded = (columns[:, :, None] == torch.arange(ranks * 128)).any(dim=1)
+        assert torch.equal(excluded, same[128 * rank : 128 * (rank + 1)])
+    module._trainer.world_size = 1
+    assert module._no_negatives({"reference_row": gallery[0]}) is None
 
 
 def test_disturbances_hang_on_seed_epoch_and_row_only(tmp_path):
@@ -267,6 +298,39 @@ def test_two_processes_see_different_rows(two_ranks):
         some = slice(4 * epoch, 4 * epoch + 4)
         rows = [row for batch in (*first[some], *second[some]) for row in batch]
         assert len(set(rows)) == len(rows) == 64
+
+
+def test_two_processes_have_the_loss_of_one_without_a_places_own_rows(two_ranks):
+    """Loss and gradients of every step, against all pairs of one process."""
+    root, run, _ = two_ranks
+    relation = read_views("vigor-same", str(root), "train").semi_positives
+    steps = zip(*(torch.load(run.with_name(f"rank-{rank}.pt")) for rank in range(2)), strict=True)
+    again = twice = 0
+    for ranks in steps:
+        x, y, places, rows = (
+            torch.cat([rank[name] for rank in ranks]) for name in ("x", "y", "reference_row", "query_row")
+        )
+        same = places[:, None] == places
+        semi = (torch.from_numpy(relation)[rows][:, :, None] == places).any(dim=1)
+        again += int(same.sum()) - len(places)
+        # a semi-positive that both ranks have
+        twice += int((semi[:, :8, None] & semi[:, None, 8:] & same[:8, 8:]).sum())
+        dead = (same | semi).fill_diagonal_(False)
+        x, y = x.requires_grad_(), y.requires_grad_()
+        logits = ranks[0]["scale"] * normalize(x, dim=1) @ normalize(y, dim=1).T
+        logits = logits.masked_fill(dead, -torch.inf)
+        targets = torch.where(dead, 0, 0.1 / (~dead).sum(dim=1, keepdim=True)) + 0.9 * torch.eye(len(places))
+        of_columns = torch.where(dead, 0, 0.1 / (~dead).sum(dim=0)) + 0.9 * torch.eye(len(places))
+        by_row = logits.log_softmax(dim=1).masked_fill(dead, 0)
+        by_column = logits.log_softmax(dim=0).masked_fill(dead, 0)
+        loss = -(targets * by_row + of_columns * by_column).sum() / (2 * len(places))
+        loss.backward()
+        assert sum(rank["loss"] for rank in ranks) / 2 == pytest.approx(loss.item(), rel=1e-5)
+        for name, wanted in (("dx", x.grad), ("dy", y.grad)):  # of the sum over ranks, which DDP averages
+            found = torch.cat([rank[name] for rank in ranks]) / 2
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
+    assert again > 20
+    assert twice > 0
 
 
 def test_two_processes_draw_from_one_table_of_neighbours(two_ranks):

@@ -17,12 +17,14 @@ from geoclip.sampling import EpochBatchSampler
 def train(rank, folder, port, arguments):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "two"}
-    seen, tables, mined, embedded = [], [], [], []
+    seen, tables, mined, embedded, losses = [], [], [], [], []
     step, set_neighbours = training.CrossViewTraining.training_step, EpochBatchSampler.set_neighbours
     validate, mine = training.CrossViewTraining.validation_step, training.similar_places
+    info_nce = training.semivariogram_info_nce
 
     def noting_step(self, batch, batch_idx):
         seen.append(batch["query_row"].tolist())
+        losses.append({name: batch[name] for name in ("query_row", "reference_row")})
         return step(self, batch, batch_idx)
 
     def noting_tables(self, neighbours, avoid=None):
@@ -37,6 +39,15 @@ def train(rank, folder, port, arguments):
         mined.append(None)
         return mine(*arguments)
 
+    def noting_loss(x, y, query_latlon, gallery_latlon, scale, **options):
+        loss = info_nce(x, y, query_latlon, gallery_latlon, scale, **options)
+        noted = losses[-1]
+        noted |= {"x": x.detach(), "y": y.detach(), "scale": scale.detach(), "loss": loss.detach()}
+        x.register_hook(lambda gradient: noted.update(dx=gradient))
+        y.register_hook(lambda gradient: noted.update(dy=gradient))
+        return loss
+
+    training.semivariogram_info_nce = noting_loss
     training.CrossViewTraining.training_step = noting_step
     training.CrossViewTraining.validation_step = noting_images
     training.similar_places = noting_mining
@@ -45,6 +56,7 @@ def train(rank, folder, port, arguments):
     fit(arguments)
     found = {"seen": seen, "tables": tables, "mined": len(mined), "embedded": sum(embedded)}
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(found))
+    torch.save(losses, Path(folder, f"rank-{rank}.pt"))
 
 
 if __name__ == "__main__":
