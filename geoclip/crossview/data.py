@@ -93,12 +93,14 @@ class CrossViewData(LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
+        # what a run that goes on must agree in: not where the data lie or who reads them
         self.save_hyperparameters(ignore=["root", "workers"], logger=False)
         if sampling not in ("random", "neighbours"):
             raise ValueError(f"sampling: wanted 'random' or 'neighbours', got {sampling!r}")
         self.workers = workers
         self.train_views = read_views(dataset, root, "train")
         self.held_out = read_views(dataset, root, held_out_split(dataset))
+        self.hparams["images_checksum"] = self.held_out.checksum(self.train_views.checksum())
         self.pairs = self.train_views.pairs()
         self._neighbours = None
         if sampling == "neighbours":

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from geoclip.checkpoint import AtomicCheckpointIO
+from geoclip.checkpoint import AtomicCheckpointIO, read_checkpoint
 from geoclip.crossview.data import CrossViewData
-from geoclip.crossview.training import CrossViewTraining
+from geoclip.crossview.training import CrossViewTraining, schedule_of
 from geoclip.lightning_command import CHECKPOINT, read_command_line, train
 
 
@@ -28,7 +28,7 @@ def fit(arguments: list[str]) -> Path:
         The checkpoint after the last step.
 
     Raises:
-        ValueError: a bad argument.
+        ValueError: a bad argument, or an output folder with a checkpoint of a run with other settings.
         OSError: a file is missing, or the output folder cannot be written.
     """
     cli = read_command_line(
@@ -48,6 +48,8 @@ def fit(arguments: list[str]) -> Path:
         seed_everything_default=1,  # of the backbone's random weights; batches have a seed of their own
     )
     checkpoint = Path(cli.config.out) / CHECKPOINT
+    if checkpoint.exists():
+        _refuse_other_settings(checkpoint, cli.model, cli.datamodule, cli.trainer)
     train(cli.trainer, cli.model, cli.datamodule, checkpoint)
     return checkpoint
 
@@ -89,3 +91,23 @@ class _InsideEpochs(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, *args)
+
+
+def _refuse_other_settings(
+    checkpoint: Path, model: CrossViewTraining, data: CrossViewData, trainer: Trainer
+) -> None:
+    """A run that goes on with other settings would be neither the old run nor the new one."""
+    groups = {
+        "hyper_parameters": model.hparams,
+        "datamodule_hyper_parameters": data.hparams,
+        "schedule": schedule_of(trainer),
+    }
+    saved = read_checkpoint(checkpoint, "geoclip crossview fit", tuple(groups))
+    for group, settings in groups.items():
+        for name, now in settings.items():
+            then = saved[group].get(name)
+            if name not in saved[group] or then != now:
+                raise ValueError(
+                    f"out: {checkpoint.parent} holds a run with {name} {then}, now {name} is {now}; "
+                    "choose another folder, or remove this one to begin anew"
+                )

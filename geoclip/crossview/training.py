@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
@@ -59,7 +59,7 @@ class CrossViewTraining(LightningModule):
         variogram: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="pretrained")
+        self.save_hyperparameters(ignore=["pretrained", "variogram"])
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate: wanted a number above 0, got {learning_rate}")
         if not 0 <= warm_up_epochs < math.inf:
@@ -70,6 +70,8 @@ class CrossViewTraining(LightningModule):
             raise ValueError(f"similarity_by: wanted 'cosine' or 'surprise', got {similarity_by!r}")
         self.policy = named_policy(policy, strengths or {})
         self.variogram = None if variogram is None else VariogramModel.load(variogram)
+        # the model itself: its file may move, and another one may take its place
+        self.hparams["variogram"] = None if self.variogram is None else repr(self.variogram)
         if self.policy.reads_dissimilarity and self.variogram is None:
             raise ValueError(
                 f"variogram: policy {policy!r} reads the semivariogram; wanted its file, got None"
@@ -175,6 +177,10 @@ class CrossViewTraining(LightningModule):
         if by_surprise and self._data.train_views.reference_latlon is None:
             raise ValueError("similarity_by: 'surprise' reads places, and the data set has none")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what sets the schedule's length beside the data."""
+        checkpoint["schedule"] = schedule_of(self.trainer)
+
     def validation_step(self, images: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the features of this rank's held-out queries (loader 0) and references (loader 1)."""
         self._held_out[dataloader_idx].append(normalize(self.encoder(images).float(), dim=1))
@@ -217,6 +223,12 @@ class CrossViewTraining(LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def schedule_of(trainer: Trainer) -> dict[str, Any]:
+    """What a trainer says of the number of steps, by the names of its arguments."""
+    names = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches")
+    return {name: getattr(trainer, name) for name in names}
 
 
 def _whole(share: torch.Tensor, n: int) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,16 @@ class CrossViews:
     reference_labels: NDArray[np.int64]
     semi_positives: NDArray[np.int64] | None = None
     reference_latlon: NDArray[np.float64] | None = None
+
+    def checksum(self, value: int = 0) -> int:
+        """CRC-32 of the images' names and labels, wherever they lie; goes on from another split's `value`."""
+        for files, labels in (
+            (self.query_files, self.query_labels),
+            (self.reference_files, self.reference_labels),
+        ):
+            value = zlib.crc32(os.fsencode("/".join(file.name for file in files)), value)
+            value = zlib.crc32(np.ascontiguousarray(labels).data, value)
+        return value
 
     def pairs(self) -> NDArray[np.int64]:
         """(N,) the one reference of every query, for training.

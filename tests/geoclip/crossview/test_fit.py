@@ -92,6 +92,41 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(whole_run, tmp_path, m
         assert torch.equal(whole[name], parts[name]), name
 
 
+def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
+    root = write_cvusa(tmp_path / "data", train=24, val=6)
+    out = tmp_path / "run"
+    model = {"model.policy": "explained", "model.variogram": tmp_path / "variogram.json"}
+    VariogramModel("exponential", 0.1, 0.5, 300.0).save(tmp_path / "variogram.json")
+    before = torch.load(fit(arguments(out, root, epochs=1, **SMALL, **model)), weights_only=True)
+    moved = tmp_path / "elsewhere"
+    root.replace(moved)
+    other = write_cvusa(tmp_path / "other", train=24, val=6)
+    lists = [other / "splits" / f"{split}-19zl.csv" for split in ("train", "val")]
+    lines = [file.read_text().splitlines() for file in lists]
+    lines[0][0], lines[1][0] = lines[1][0], lines[0][0]  # as many pairs, one of them another
+    for file, some in zip(lists, lines, strict=True):
+        file.write_text("\n".join(some) + "\n")
+    VariogramModel("exponential", 0.1, 0.5, 301.0).save(tmp_path / "longer.json")
+    for options, message in (
+        ({"model.learning_rate": "0.5"}, r"learning_rate 0\.001, now learning_rate is 0\.5; choose"),
+        ({"model.label_smoothing": "0.9"}, r"label_smoothing 0\.1, now label_smoothing is 0\.9"),
+        ({"model.variogram": tmp_path / "longer.json"}, r"len_scale_km=300\.0.*len_scale_km=301\.0"),
+        ({"data.flip": "0.0"}, r"flip 0\.5, now flip is 0\.0"),
+        ({"data.batch_size": 4}, r"batch_size 8, now batch_size is 4"),
+        ({"data.root": other}, r"images_checksum \d+, now images_checksum is \d+"),
+        ({"trainer.max_epochs": 3}, r"max_epochs 1, now max_epochs is 3"),
+        ({"trainer.max_steps": 7}, r"max_steps -1, now max_steps is 7"),
+        ({"trainer.accumulate_grad_batches": 2}, r"accumulate_grad_batches 1, now .* is 2"),
+        ({"trainer.limit_train_batches": 2}, r"limit_train_batches 1\.0, now .* is 2"),
+    ):
+        with pytest.raises(ValueError, match=f"out: {out} holds a run with .*{message}"):
+            fit(arguments(out, moved, epochs=1, **{**SMALL, **model, **options}))
+    (tmp_path / "variogram.json").replace(tmp_path / "moved.json")
+    model["model.variogram"] = tmp_path / "moved.json"
+    after = torch.load(fit(arguments(out, moved, epochs=1, **SMALL, **model)), weights_only=True)
+    assert after["global_step"] == before["global_step"] == 3
+
+
 @pytest.mark.parametrize(
     ("dataset", "write", "expected"),
     [
