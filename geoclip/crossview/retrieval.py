@@ -79,7 +79,8 @@ def rank_references(
     """Rank all references for every query, some queries at a time.
 
     A reference is right for a query where their labels agree. A wrong one that is exactly as similar as the
-    right one ranks before it: features that are all equal find nothing.
+    right one ranks before it: features that are all equal find nothing. NaN is less similar
+    than any number.
 
     Args:
         queries: (N, D) features; similarity is the inner product, so that unit features are ranked by cosine.
@@ -114,6 +115,8 @@ def rank_references(
         some = slice(start, start + at_once)
         similarity = queries[some] @ references.T
         right = query_labels[some, None] == reference_labels
+        # nothing is ≥ NaN: a right reference that is NaN would come first
+        similarity = similarity.masked_fill(similarity.isnan(), torch.finfo(similarity.dtype).min)
         best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         before = (similarity >= best) & ~right
         ranks[some] = 1 + before.sum(dim=1).cpu()

@@ -88,6 +88,24 @@ def test_features_that_are_all_equal_find_nothing():
     assert ours["ap_step"] == pytest.approx(1 / 50)
 
 
+def test_nan_is_found_last():
+    """As of an encoder that diverged."""
+    nan = torch.full((50, 4), torch.nan)
+    own, labels, none = torch.arange(50), torch.arange(50) // 2, torch.full((50, 1), -1)
+    for x, y in ((nan, torch.ones(50, 4)), (torch.ones(50, 4), nan)):
+        one = retrieval_metrics(x, y, own, own, semi_positives=none)
+        assert one["recall@1"] == one["recall@10"] == one["hit_rate"] == 0
+        assert one["ap_step"] == pytest.approx(1 / 50)
+        two = retrieval_metrics(x, y, labels, labels)
+        assert two["ap_step"] == pytest.approx((1 / 49 + 2 / 50) / 2)
+    x, y = features(40, 50)
+    y[:40] += 3 * x
+    whole = retrieval_metrics(x, y, torch.arange(40), torch.arange(50))
+    y[45] = torch.nan  # nobody's: the others are found as before, and 45 less often than it was
+    broken = retrieval_metrics(x, y, torch.arange(40), torch.arange(50))
+    assert 1 > broken["recall@1"] >= whole["recall@1"] > 0.5
+
+
 def test_half_precision_and_the_worst_ranking():
     x = torch.eye(6, dtype=torch.float32)
     ours = retrieval_metrics(x, -x, torch.arange(6), torch.arange(6))
