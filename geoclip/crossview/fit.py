@@ -86,11 +86,17 @@ class _CrossViewCLI(LightningCLI):
 
 
 class _InsideEpochs(ModelCheckpoint):
-    """Not after an epoch's last batch: what follows it, new neighbours, belongs to the epoch."""
+    """Not after an epoch's last batch: what follows it, new neighbours, belongs to the epoch.
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, *args)
+    Nor inside a step of several batches, as Lightning does after the first batch of a run that goes on: no
+    checkpoint holds the gradient of a part.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def _refuse_other_settings(

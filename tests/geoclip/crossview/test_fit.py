@@ -92,6 +92,30 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(whole_run, tmp_path, m
         assert torch.equal(whole[name], parts[name]), name
 
 
+def test_a_step_of_several_batches_is_not_cut(tmp_path, monkeypatch):
+    """Killed in the third step of two batches, and again in it."""
+    root = write_cvusa(tmp_path / "data", train=64, val=6)
+    options = {**SMALL, "trainer.accumulate_grad_batches": 2}
+    whole = weights(fit(arguments(tmp_path / "whole", root, epochs=1, **options)))
+    step = CrossViewTraining.training_step
+
+    def dying(self, batch, batch_idx):
+        if batch_idx == 5:
+            raise StopError
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(CrossViewTraining, "training_step", dying)
+    for _ in range(2):
+        with pytest.raises(StopError):
+            fit(arguments(tmp_path / "parts", root, epochs=1, **options))
+        state = torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)
+        assert (state["global_step"], state["CrossViewData"]["sampler"]["batches_done"]) == (2, 4)
+    monkeypatch.setattr(CrossViewTraining, "training_step", step)
+    parts = weights(fit(arguments(tmp_path / "parts", root, epochs=1, **options)))
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+
 def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
     root = write_cvusa(tmp_path / "data", train=24, val=6)
     out = tmp_path / "run"
