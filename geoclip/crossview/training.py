@@ -210,9 +210,10 @@ class CrossViewTraining(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises linearly, then falls to 0 on half a cosine."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"])
         steps = int(self.trainer.estimated_stepping_batches)
-        epoch_steps = max(1, len(self._data.sampler) // self.trainer.accumulate_grad_batches)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"])
+        # an epoch's last step may be of fewer batches
+        epoch_steps = math.ceil(len(self._data.sampler) / self.trainer.accumulate_grad_batches)
         warm_up = self.hparams["warm_up_epochs"] * epoch_steps
 
         def share(step: int) -> float:

@@ -92,6 +92,23 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(whole_run, tmp_path, m
         assert torch.equal(whole[name], parts[name]), name
 
 
+def test_the_learning_rate_rises_for_the_warm_up_epochs(tmp_path, monkeypatch):
+    """Five steps of up to two of nine batches an epoch."""
+    root = write_cvusa(tmp_path / "data", train=72, val=6)
+    rates = []
+    step = CrossViewTraining.training_step
+
+    def noting(self, batch, batch_idx):
+        if batch_idx % 2 == 0:
+            rates.append(self.optimizers().param_groups[0]["lr"])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(CrossViewTraining, "training_step", noting)
+    fit(arguments(tmp_path / "run", root, epochs=2, **{**SMALL, "trainer.accumulate_grad_batches": 2}))
+    falling = [0.5 * (1 + np.cos(np.pi * k / 5)) for k in range(5)]
+    assert rates == pytest.approx([1e-3 * share for share in (0, 0.2, 0.4, 0.6, 0.8, *falling)])
+
+
 def test_a_step_of_several_batches_is_not_cut(tmp_path, monkeypatch):
     """Killed in the third step of two batches, and again in it."""
     root = write_cvusa(tmp_path / "data", train=64, val=6)
