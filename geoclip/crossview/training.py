@@ -209,8 +209,17 @@ class CrossViewTraining(LightningModule):
         return _whole(normalize(torch.cat(features), dim=1), len(loader.dataset))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
-        """AdamW; the learning rate rises linearly, then falls to 0 on half a cosine."""
-        steps = int(self.trainer.estimated_stepping_batches)
+        """AdamW; the learning rate rises linearly, then falls to 0 on half a cosine.
+
+        Raises:
+            ValueError: the trainer has no end, to which the cosine falls.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                f"max_epochs: wanted their number, or max_steps, to which the learning rate falls, "
+                f"got {self.trainer.max_epochs}"
+            )
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"])
         # an epoch's last step may be of fewer batches
         epoch_steps = math.ceil(len(self._data.sampler) / self.trainer.accumulate_grad_batches)

@@ -342,6 +342,9 @@ def test_bad_input_is_named(tmp_path, capsys):
     options = {"data.batch_size": 4, "model.similarity_every": 1, "model.similarity_by": "surprise"}
     with pytest.raises(ValueError, match="similarity_by: 'surprise' reads places, and the data set has none"):
         fit(arguments(tmp_path / "run", root, "university1652", **options))
+    root = write_cvusa(tmp_path / "cvusa", train=24, val=6)
+    with pytest.raises(ValueError, match=r"max_epochs: wanted their number, or max_steps, .*got -1"):
+        fit(arguments(tmp_path / "run", root, epochs=-1, **SMALL))
     assert cli.main(["crossview", *["fit", *arguments(tmp_path / "run", tmp_path / "none")]]) == 2
     assert "no such file" in capsys.readouterr().err
 
