@@ -75,9 +75,9 @@ class _CrossViewCLI(LightningCLI):
         return super().instantiate_trainer(
             default_root_dir=out,
             logger=CSVLogger(out, name="logs") if given.logger is None else given.logger,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[*_as_list(given.plugins), AtomicCheckpointIO()],
             callbacks=[
-                *(given.callbacks or []),
+                *_as_list(given.callbacks),
                 _InsideEpochs(every_n_train_steps=self.config.checkpoint_every, **options),
                 ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **options),
             ],
@@ -97,6 +97,10 @@ class _InsideEpochs(ModelCheckpoint):
     ) -> None:
         if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _refuse_other_settings(

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.plugins import DoublePrecision
 from torch.nn.functional import normalize
 
 from geoclip import cli, lightning_command
+from geoclip.checkpoint import AtomicCheckpointIO
 from geoclip.crossview.data import CrossViewData, read_views
 from geoclip.crossview.fit import fit
 from geoclip.crossview.mining import surprising_places
@@ -107,6 +110,25 @@ def test_the_learning_rate_rises_for_the_warm_up_epochs(tmp_path, monkeypatch):
     fit(arguments(tmp_path / "run", root, epochs=2, **{**SMALL, "trainer.accumulate_grad_batches": 2}))
     falling = [0.5 * (1 + np.cos(np.pi * k / 5)) for k in range(5)]
     assert rates == pytest.approx([1e-3 * share for share in (0, 0.2, 0.4, 0.6, 0.8, *falling)])
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]"])
+def test_plugins_and_callbacks_stand_beside_our_own(tmp_path, monkeypatch, form):
+    trainers = []
+    monkeypatch.setattr("geoclip.crossview.fit.train", lambda trainer, *_: trainers.append(trainer))
+    options = {"trainer.precision": "null"}
+    for name, what in (
+        ("plugins", "plugins.DoublePrecision"),
+        ("callbacks", "callbacks.LearningRateMonitor"),
+    ):
+        options[f"trainer.{name}"] = form.replace("{}", f'{{"class_path": "lightning.pytorch.{what}"}}')
+    root = write_cvusa(tmp_path / "data", train=24, val=6)
+    fit(arguments(tmp_path / "run", root, **SMALL, **options))
+    assert isinstance(trainers[0].precision_plugin, DoublePrecision)
+    assert isinstance(trainers[0].strategy.checkpoint_io, AtomicCheckpointIO)
+    kinds = [type(callback) for callback in trainers[0].callbacks]
+    assert kinds.count(LearningRateMonitor) == 1
+    assert kinds.count(ModelCheckpoint) == 1
 
 
 def test_a_step_of_several_batches_is_not_cut(tmp_path, monkeypatch):
