@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from geoclip.checkpoint import AtomicCheckpointIO, read_checkpoint
 from geoclip.commented_config import commented
 from geoclip.datamodule import PhotoBatches
-from geoclip.lightning_command import CHECKPOINT, read_command_line, train
+from geoclip.lightning_command import CHECKPOINT, as_list, read_command_line, train
 from geoclip.training import GeoCLIPTraining
 
 PARENT = "GEOCLIP_PARENT"  # environment variable: the process without which a training makes no sense
@@ -159,7 +159,7 @@ class _FitCLI(LightningCLI):
             every_n_train_steps=self.config.checkpoint_every,
             enable_version_counter=False,
         )
-        callbacks = [*(given.callbacks or []), keep_last]
+        callbacks = [*as_list(given.callbacks), keep_last]
         if PARENT in os.environ:
             callbacks.append(_EndWithParent(int(os.environ[PARENT])))
         if given.enable_progress_bar is not False:
@@ -167,7 +167,7 @@ class _FitCLI(LightningCLI):
         return super().instantiate_trainer(
             default_root_dir=out,
             logger=_loggers(self.config.logger, out) if given.logger is None else given.logger,
-            plugins=[*_as_list(given.plugins), AtomicCheckpointIO()],
+            plugins=[*as_list(given.plugins), AtomicCheckpointIO()],
             callbacks=callbacks,
             **kwargs,
         )
@@ -211,10 +211,6 @@ def _loggers(kind: str, out: Path) -> list[Logger]:
 
 def _asks_for_config(arguments: list[str]) -> bool:
     return any(argument.split("=")[0] == "--print_config" for argument in arguments)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _of_embeddings(info: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,11 @@ def read_command_line(
         raise ValueError(_in_our_words(str(error))) from error
 
 
+def as_list(value: Any) -> list[Any]:
+    """What the command line gave where one or several may stand: nothing, one, or a list."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
 class _Help(DefaultHelpFormatter):
     """Without a line for every option's environment variable: the description says how they are called."""
 

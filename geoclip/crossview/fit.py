@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from geoclip.checkpoint import AtomicCheckpointIO, read_checkpoint
 from geoclip.crossview.data import CrossViewData
 from geoclip.crossview.training import CrossViewTraining, schedule_of
-from geoclip.lightning_command import CHECKPOINT, read_command_line, train
+from geoclip.lightning_command import CHECKPOINT, as_list, read_command_line, train
 
 
 def fit(arguments: list[str]) -> Path:
@@ -75,9 +75,9 @@ class _CrossViewCLI(LightningCLI):
         return super().instantiate_trainer(
             default_root_dir=out,
             logger=CSVLogger(out, name="logs") if given.logger is None else given.logger,
-            plugins=[*_as_list(given.plugins), AtomicCheckpointIO()],
+            plugins=[*as_list(given.plugins), AtomicCheckpointIO()],
             callbacks=[
-                *_as_list(given.callbacks),
+                *as_list(given.callbacks),
                 _InsideEpochs(every_n_train_steps=self.config.checkpoint_every, **options),
                 ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **options),
             ],
@@ -97,10 +97,6 @@ class _InsideEpochs(ModelCheckpoint):
     ) -> None:
         if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _refuse_other_settings(
