@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
@@ -78,6 +78,7 @@ class _CrossViewCLI(LightningCLI):
             plugins=[*as_list(given.plugins), AtomicCheckpointIO()],
             callbacks=[
                 *as_list(given.callbacks),
+                _WholeEpochs(),
                 _InsideEpochs(every_n_train_steps=self.config.checkpoint_every, **options),
                 ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **options),
             ],
@@ -97,6 +98,21 @@ class _InsideEpochs(ModelCheckpoint):
     ) -> None:
         if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class _WholeEpochs(Callback):
+    """Hides `max_steps` while a checkpoint's counters are read.
+
+    Lightning takes a run that has it to be inside an epoch, even at the end of one, and would train on a
+    batch of the next epoch as another one of the last.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.max_steps = trainer.max_steps
+        trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
 
 
 def _refuse_other_settings(

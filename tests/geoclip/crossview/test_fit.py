@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import socket
@@ -110,6 +111,32 @@ def test_the_learning_rate_rises_for_the_warm_up_epochs(tmp_path, monkeypatch):
     fit(arguments(tmp_path / "run", root, epochs=2, **{**SMALL, "trainer.accumulate_grad_batches": 2}))
     falling = [0.5 * (1 + np.cos(np.pi * k / 5)) for k in range(5)]
     assert rates == pytest.approx([1e-3 * share for share in (0, 0.2, 0.4, 0.6, 0.8, *falling)])
+
+
+@pytest.mark.parametrize("killed_after", [3, 7])
+def test_a_run_of_a_number_of_steps_goes_on_alike(tmp_path, monkeypatch, killed_after):
+    """Seven steps, three an epoch; killed at the end of one, and not at all."""
+    root = write_cvusa(tmp_path / "data", train=24, val=6)
+    options = {**SMALL, "trainer.max_steps": 7}
+    step = CrossViewTraining.training_step
+    rows, limit = [], killed_after
+
+    def noting(self, batch, batch_idx):
+        if len(rows) == limit:
+            raise StopError
+        rows.append(batch["query_row"].tolist())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(CrossViewTraining, "training_step", noting)
+    with pytest.raises(StopError) if killed_after < 7 else contextlib.nullcontext():
+        fit(arguments(tmp_path / "parts", root, epochs=3, **options))
+    limit = 8
+    parts, drawn = weights(fit(arguments(tmp_path / "parts", root, epochs=3, **options))), rows.copy()
+    rows.clear()
+    whole = weights(fit(arguments(tmp_path / "whole", root, epochs=3, **options)))
+    assert drawn == rows
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
 
 
 @pytest.mark.parametrize("form", ["{}", "[{}]"])
