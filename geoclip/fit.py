@@ -190,6 +190,13 @@ class _ProgressBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Of the whole run: one that goes on counts its batches from the run's beginning."""
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        return super().total_train_batches
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
@@ -241,6 +248,11 @@ def _refuse_other_settings(
     # older checkpoints have neither
     then["variogram"] = saved.get("given_variogram", now["variogram"])
     then.setdefault("latlon_checksum", now["latlon_checksum"])
+    if then["latlon_checksum"] != now["latlon_checksum"]:
+        raise ValueError(
+            f"out: {checkpoint.parent} holds a run on other photos, or on the same ones at other positions "
+            "(EXIF rounds them); choose another folder, or remove this one to begin anew"
+        )
     for name in now:
         if name not in then or then[name] != now[name]:
             raise ValueError(

@@ -69,9 +69,9 @@ def read_command_line(
             },
             parser_kwargs={
                 "prog": prog,
-                "description": f"{description} The same command again goes on where it was. Options that are "
-                f"not given come from the environment, --trainer.max_steps from "
-                f"{variables.upper()}_TRAINER__MAX_STEPS.",
+                "description": f"{description} The same command again goes on where it was. --config comes "
+                "first: what it holds replaces the options before it. Options not given come from the "
+                f"environment, --trainer.max_steps from {variables.upper()}_TRAINER__MAX_STEPS.",
                 "exit_on_error": False,
                 "default_env": True,
                 "env_prefix": variables,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from geoclip.embedding_store import EmbeddingStore
+from geoclip.embedding_store import EmbeddingStore, is_store
 from geoclip.evaluation import pictures_of
 from geoclip.gallery import Gallery, Located, MapCells
 from geoclip.image_encoder import ImageEncoder, read_image
@@ -58,7 +58,7 @@ def find_photos(sources: Iterable[str], listed: Iterable[str]) -> list[str]:
         listed: paths, one a line; empty lines do not count.
 
     Raises:
-        ValueError: a folder holds no photo.
+        ValueError: a folder holds no photo, or stored embeddings.
     """
     photos: list[str] = []
     for source in sources:
@@ -66,6 +66,8 @@ def find_photos(sources: Iterable[str], listed: Iterable[str]) -> list[str]:
             photos += [path for line in listed if (path := line.rstrip("\r\n"))]
         elif Path(source).is_dir():
             found = sorted(str(path) for path in Path(source).rglob("*") if path.suffix.lower() in SUFFIXES)
+            if not found and is_store(source):
+                raise ValueError(f"{source} holds embeddings: wanted alone, without other photos")
             if not found:
                 raise ValueError(f"{source} holds no photo ({', '.join(SUFFIXES)})")
             photos += found

@@ -16,12 +16,17 @@ FAINTEST = 5e-4  # map cells with less probability are left out
 
 def csv_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
     """One line per photo and place: photo, rank, latitude, longitude, probability, and the photo's radii."""
-    yield _row(["photo", "rank", "latitude", "longitude", "probability", *RADII])
+    head = _row(["photo", "rank", "latitude", "longitude", "probability", *RADII])
     for prediction in predictions:
+        if head:  # not before the first photo is placed, which may fail
+            yield head
+            head = ""
         radii = [f"{km:.3f}" for km in prediction.radius_km]
         for rank, (latitude, longitude) in enumerate(prediction.latlon):
             place = [f"{latitude:.6f}", f"{longitude:.6f}", f"{prediction.probability[rank]:.6f}"]
             yield _row([prediction.photo, str(rank + 1), *place, *radii])
+    if head:
+        yield head
 
 
 def json_text(predictions: Iterable[Prediction]) -> Iterator[str]:

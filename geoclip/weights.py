@@ -74,10 +74,10 @@ class Weights:
         if self.tuned is not None and tuned != self.tuned:
             own = self.model.image_encoder.backbone is not None
             run = f"{self.source} --weights {self.choice}" if own else "of the run that trained it"
-            got = "an untrained backbone" if tuned is None else "a backbone fine-tuned otherwise"
+            got = "a backbone as it was" if tuned is None else "a backbone fine-tuned otherwise"
             raise ValueError(
-                f"{name}: embeddings of {got}, wanted those of the one fine-tuned for {self.source}: "
-                f"run geoclip embed --checkpoint {run}"
+                f"{name}: embeddings of {got}, wanted those of the one that {self.source} fine-tuned: "
+                f"geoclip embed PHOTOS OUT --checkpoint {run} makes them"
             )
         if info is None or self.backbone is None or info.get("backbone") is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geoclip.commands.options import (
@@ -110,7 +111,7 @@ def _encoder(options: argparse.Namespace) -> tuple[ImageEncoder, str | None]:
     if (options.backbone, options.pretrained) != options.untouched:
         raise ValueError(
             f"--backbone, --pretrained: wanted neither with --checkpoint {options.checkpoint}, "
-            f"got {options.backbone} and {options.pretrained}"
+            "which has its own"
         )
     import torch
 
@@ -160,3 +161,8 @@ def run(options: argparse.Namespace) -> None:
     )
     if ranks.rank == 0:
         print(f"{len(store):,} embeddings of {store.dim} numbers in {options.out}")
+        if left_out := len(photos) - len(store):
+            print(
+                f"{left_out:,} of {len(photos):,} photos left out: see {Path(options.out) / 'broken.txt'}",
+                file=sys.stderr,
+            )

@@ -189,11 +189,12 @@ def test_a_tuned_run_is_evaluated_on_embeddings_of_its_own_backbone(folder, tmp_
     line_of("eval", frozen, "named", *places, code=0)
     line_of("predict", "averaged", "--checkpoint", tuned, *places, code=0)
 
-    advice = f"fine-tuned for {tuned}: run geoclip embed --checkpoint {tuned} --weights averaged"
+    advice = f"geoclip embed PHOTOS OUT --checkpoint {tuned} --weights averaged makes them"
     for command in (["eval", tuned, "named"], ["predict", "named", "--checkpoint", tuned]):
         line = line_of(*command, *places, code=2)
-        assert (
-            line == f"geoclip: named: embeddings of an untrained backbone, wanted those of the one {advice}"
+        assert line == (
+            "geoclip: named: embeddings of a backbone as it was, wanted those of the one that "
+            f"{tuned} fine-tuned: {advice}"
         )
     line = line_of("eval", tuned, "last", *places, code=2)
     assert "last: embeddings of a backbone fine-tuned otherwise" in line
@@ -201,7 +202,7 @@ def test_a_tuned_run_is_evaluated_on_embeddings_of_its_own_backbone(folder, tmp_
     line = line_of("eval", frozen, "last", *places, code=2)
     assert "last: embeddings of a fine-tuned backbone, wanted those of tiny-tuning as it was" in line
     line = line_of("embed", photos, "x", "--checkpoint", tuned, "--backbone", "RN50", code=2)
-    assert f"wanted neither with --checkpoint {tuned}, got RN50 and openai" in line
+    assert f"wanted neither with --checkpoint {tuned}, which has its own" in line
     line = line_of("embed", photos, "x", "--weights", "last", code=2)
     assert "--weights: wanted with --checkpoint alone, got last" in line
 
@@ -220,8 +221,8 @@ def test_a_head_trained_on_tuned_embeddings_wants_the_like(folder, tmp_path, cap
     capsys.readouterr()
     assert main(["predict", str(folder / "photos"), "--checkpoint", head, *places]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "embeddings of an untrained backbone" in line
-    assert line.endswith("geoclip embed --checkpoint of the run that trained it")
+    assert "embeddings of a backbone as it was" in line
+    assert line.endswith("--checkpoint of the run that trained it makes them")
     assert main(["export", head, str(tmp_path / "release")]) == 2
 
 

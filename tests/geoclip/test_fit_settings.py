@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 import geoclip
 from geoclip.cli import main
-from geoclip.fit import fit, load_trained, read_curves
+from geoclip.fit import _ProgressBar, fit, load_trained, read_curves
 
 from .small_world import write_settings
 
@@ -42,6 +43,15 @@ def test_the_environment_gives_what_the_command_line_does_not(capsys, monkeypatc
     text = " ".join(capsys.readouterr().out.split())
     assert "--trainer.max_steps from GEOCLIP_FIT_TRAINER__MAX_STEPS" in text
     assert "ENV:" not in text
+
+
+def test_the_bar_counts_the_whole_run():
+    """A run that goes on has fewer batches left than the bar, which began at the run's beginning, shows."""
+    bar = _ProgressBar()
+    bar._trainer = Trainer(
+        max_steps=12, accumulate_grad_batches=2, logger=False, enable_checkpointing=False, accelerator="cpu"
+    )
+    assert bar.total_train_batches == 24
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -204,6 +204,19 @@ def test_a_broken_photo_is_named_and_left_out(folder, predict, tmp_path):
     code, _, (line,) = predict(tmp_path / "folder.jpg")
     assert code == 2
     assert "holds no photo" in line
+    code, _, (line,) = predict(folder / "test", tmp_path / "cut.jpg")
+    assert code == 2
+    assert "holds embeddings: wanted alone, without other photos" in line
+
+
+def test_embed_says_what_it_left_out(folder, tmp_path, capsys):
+    photos = render_photos(tmp_path / "photos", 5)
+    (tmp_path / "photos" / "00003.jpg").write_bytes(b"no photo")
+    backbone = ["--backbone", folder / "tiny-image-path.json", "--pretrained", "none", "--workers", 0]
+    run("embed", photos, tmp_path / "out", *backbone, "--max-broken", 1)
+    captured = capsys.readouterr()
+    assert captured.out.startswith("4 embeddings of 32 numbers")
+    assert f"1 of 5 photos left out: see {tmp_path / 'out' / 'broken.txt'}\n" in captured.err
 
 
 def test_another_process_knows_the_backbone_without_its_file(folder, predict, tmp_path, capsys, monkeypatch):
