@@ -94,7 +94,7 @@ def measure_variogram(
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     fit.plot(figure.add_subplot())
     write_atomically(out.with_suffix(".png"), lambda file: figure.savefig(file, format="png", dpi=150))
-    fit.model.save(out)  # last: where it is, the others are
+    fit.save(out)  # last: where it is, the others are
     return fit
 
 

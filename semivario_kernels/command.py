@@ -238,7 +238,7 @@ def _variogram(options: argparse.Namespace, group: ProcessGroup | None) -> None:
     finally:
         _draw(out, empirical, None if fit is None else fit.model)
     if fit is not None:
-        fit.model.save(_file(out, ".json"))
+        fit.save(_file(out, ".json"))
         _tell(fit, _file(out, ".json"))
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -83,6 +84,14 @@ class VariogramFit:
         bins = _Bins.of(self.empirical, gamma, self.model.metric, self.weights, self.nugget)
         model = _scipy_fit(bins, self.model, bins.weights_at(self.model))
         return model if model.sill <= bins.top_sill else bins.fitted(model, bins.weights_at(self.model))
+
+    def save(self, path: str | Path) -> None:
+        """Write the model for `VariogramModel.load`, with the note where it is not resolvable.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self.model.save(path, doubt="" if self.resolvable else self.note)
 
     def bootstrap(self, draws: int = 200, *, seed: int = 0) -> FitDraws:
         """Fit semivariograms drawn as `EmpiricalVariogram.bootstrap` draws them, for intervals.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from semivario_kernels.atomic import write_atomically
 from semivario_kernels.checks import check_number
 from semivario_kernels.extras import install_command
 from semivario_kernels.geometry import EARTH_RADIUS_KM, chord_km
@@ -237,13 +239,23 @@ class VariogramModel:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 
-    def save(self, path: str | Path) -> None:
-        """Write the model as JSON; OSError where the file cannot be written."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+    def save(self, path: str | Path, *, doubt: str = "") -> None:
+        """Write the model as JSON.
+
+        Args:
+            path: the file, which appears whole or not at all.
+            doubt: why the model tells no range, of which `load` then warns; see `VariogramFit.save`.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        values = {**self.to_dict(), **({"doubt": doubt} if doubt else {})}
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: str | Path) -> VariogramModel:
-        """Read a model that `save` wrote.
+        """Read a model that `save` wrote; warns where the data that it was fitted to told no range.
 
         Raises:
             ValueError: the file is something else; the message names it.
@@ -253,9 +265,13 @@ class VariogramModel:
             values = json.loads(Path(path).read_text())
             if not isinstance(values, dict):
                 raise ValueError(f"wanted a JSON object, got {type(values).__name__}")
-            return cls.from_dict(values)
+            doubt = values.pop("doubt", "")
+            model = cls.from_dict(values)
         except ValueError as error:  # json.JSONDecodeError is one
             raise ValueError(f"{path}: not a variogram model: {error}") from error
+        if doubt:
+            warnings.warn(f"{path}: no resolvable range: {doubt}", stacklevel=2)
+        return model
 
     def to_gstools(self) -> gstools.CovModel:
         """Return the GSTools model with the same γ.

@@ -9,7 +9,13 @@ from geoclip.commands.options import DEFAULTS, Commands, add_choice_of_weights, 
 
 def add_parser(commands: Commands) -> None:
     """Adds `geoclip export`."""
-    export = commands.add_parser("export", help="weights for others to use", formatter_class=DEFAULTS)
+    export = commands.add_parser(
+        "export",
+        help="weights for others to use",
+        description="Write the weights in the release format, here and upstream; it holds the head and the "
+        "location encoder, and no backbone: a fine-tuned one is used from its checkpoint.",
+        formatter_class=DEFAULTS,
+    )
     export.set_defaults(run=run)
     export.add_argument("checkpoint", help="what `geoclip fit` wrote, or upstream: the official weights")
     export.add_argument("out", help="folder for config.json, model.safetensors and gallery.csv")

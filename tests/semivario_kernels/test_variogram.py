@@ -115,6 +115,12 @@ def test_save_and_load(tmp_path):
         assert VariogramModel.load(tmp_path / "model.json") == model
 
 
+def test_a_model_without_a_range_is_loaded_with_a_warning(tmp_path):
+    model_of("stable", "arc").save(tmp_path / "model.json", doubt="the curve is flat")
+    with pytest.warns(UserWarning, match=r"model\.json: no resolvable range: the curve is flat"):
+        assert VariogramModel.load(tmp_path / "model.json") == model_of("stable", "arc")
+
+
 @pytest.mark.parametrize("text", ["not json", "[1]", "{}", json.dumps({"kind": "stable", "sill": 1})])
 def test_a_file_that_holds_no_model_is_refused(tmp_path, text):
     (tmp_path / "model.json").write_text(text)

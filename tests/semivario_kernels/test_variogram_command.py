@@ -211,6 +211,8 @@ def test_warnings_take_one_line_each(files, capsys):
     assert run(files, "--first-km", "100") == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("python -m semivario_kernels: warning: no resolvable range: ")
+    with pytest.warns(UserWarning, match=r"out\.json: no resolvable range: "):  # whoever trains with it
+        VariogramModel.load(files / "out.json")
 
 
 @pytest.mark.parametrize(
