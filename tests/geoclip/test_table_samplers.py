@@ -7,12 +7,14 @@ import torch
 from sklearn.metrics.pairwise import haversine_distances
 
 from geoclip.datamodule import PhotoBatches
+from geoclip.embedding_store import EmbeddingWriter
 from geoclip.fit import fit, read_curves
 from geoclip.sampling import surprise_neighbours
 from geoclip.training import GeoCLIPTraining
 from geoclip.training_ranks import TrainingRanks
 
-from .small_world import VARIOGRAM, write_settings, write_store
+from .rendered_photos import random_latlon
+from .small_world import VARIOGRAM, embeddings_of, write_settings, write_store
 from .stopped_run import fit_in_two_parts
 from .test_resume import same
 from .test_training import SMALL, trainer
@@ -150,7 +152,9 @@ def test_curves_leave_out_the_samplers_own_steps(tmp_path):
 def test_a_run_does_not_go_on_with_another_table(tmp_path):
     settings = ["--config", str(write_settings(tmp_path, steps=4)), "--data.sampler", "similarity"]
     fit(settings)
-    write_store(tmp_path / "others", n=300, seed=1)
+    latlon = random_latlon(300)
+    with EmbeddingWriter(tmp_path / "others", 16, info={"backbone": None}) as writer:  # the same places
+        writer.append(range(300), latlon, embeddings_of(latlon)[::-1])
     with pytest.raises(ValueError, match=r"holds a run with table_checksum \d+, now table_checksum is \d+"):
         fit([*settings, "--data.train", str(tmp_path / "others")])
 
