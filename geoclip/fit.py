@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from geoclip.checkpoint import AtomicCheckpointIO, read_checkpoint
 from geoclip.commented_config import commented
 from geoclip.datamodule import PhotoBatches
-from geoclip.lightning_command import CHECKPOINT, as_list, read_command_line, train
+from geoclip.lightning_command import CHECKPOINT, as_list, read_command_line, refuse_difference, train
 from geoclip.training import GeoCLIPTraining
 
 PARENT = "GEOCLIP_PARENT"  # environment variable: the process without which a training makes no sense
@@ -253,9 +253,4 @@ def _refuse_other_settings(
             f"out: {checkpoint.parent} holds a run on other photos, or on the same ones at other positions "
             "(EXIF rounds them); choose another folder, or remove this one to begin anew"
         )
-    for name in now:
-        if name not in then or then[name] != now[name]:
-            raise ValueError(
-                f"out: {checkpoint.parent} holds a run with {name} {then.get(name)}, "
-                f"now {name} is {now[name]}; choose another folder, or remove this one to begin anew"
-            )
+    refuse_difference(checkpoint.parent, then, now)

@@ -7,13 +7,15 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from jsonargparse import ArgumentError, DefaultHelpFormatter
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
+
+from geoclip.checkpoint import read_checkpoint
 
 CHECKPOINT = "last.ckpt"
 RECIPES = Path(__file__).parent / "configs"
@@ -95,6 +97,16 @@ class _Help(DefaultHelpFormatter):
         return argparse.HelpFormatter._format_action_invocation(self, action)
 
 
+def refuse_difference(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError at the first setting of a run's folder that is another one now."""
+    for name in now:
+        if name not in then or then[name] != now[name]:
+            raise ValueError(
+                f"out: {folder} holds a run with {name} {then.get(name)}, now {name} is {now[name]}; "
+                "choose another folder, or remove this one to begin anew"
+            )
+
+
 def train(trainer: Trainer, module: Any, data: Any, checkpoint: Path) -> None:
     """Train, from the checkpoint where there is one, which is said on standard error.
 
@@ -103,7 +115,7 @@ def train(trainer: Trainer, module: Any, data: Any, checkpoint: Path) -> None:
     """
     there = checkpoint.exists()
     if there and trainer.is_global_zero:
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        step = read_checkpoint(checkpoint, needed=("global_step",))["global_step"]
         print(f"going on from {checkpoint}, after step {step:,}", file=sys.stderr)
     try:
         trainer.fit(module, data, ckpt_path=checkpoint if there else None, weights_only=True)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from geoclip.checkpoint import AtomicCheckpointIO, read_checkpoint
 from geoclip.crossview.data import CrossViewData
 from geoclip.crossview.training import CrossViewTraining, schedule_of
-from geoclip.lightning_command import CHECKPOINT, as_list, read_command_line, train
+from geoclip.lightning_command import CHECKPOINT, as_list, read_command_line, refuse_difference, train
 
 
 def fit(arguments: list[str]) -> Path:
@@ -126,10 +126,4 @@ def _refuse_other_settings(
     }
     saved = read_checkpoint(checkpoint, "geoclip crossview fit", tuple(groups))
     for group, settings in groups.items():
-        for name, now in settings.items():
-            then = saved[group].get(name)
-            if name not in saved[group] or then != now:
-                raise ValueError(
-                    f"out: {checkpoint.parent} holds a run with {name} {then}, now {name} is {now}; "
-                    "choose another folder, or remove this one to begin anew"
-                )
+        refuse_difference(checkpoint.parent, saved[group], settings)
